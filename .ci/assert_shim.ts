@@ -4,19 +4,7 @@
  * @module
  */
 
-/** The part of `node:assert` that is used here. */
-interface NodeAssert {
-  AssertionError: new (options: { message: string }) => Error;
-  deepStrictEqual(actual: unknown, expected: unknown): void;
-}
-
-/**
- * Not a literal, because a literal brings Node's type declarations into the program, which change the types of globals such as `setTimeout`
- * for every file that is checked with this one.
- */
-const specifier: string = ["node:", "assert"].join("");
-const nodeAssert: NodeAssert = await import(specifier);
-const AssertionError = nodeAssert.AssertionError;
+import nodeAssert, { AssertionError } from "node:assert";
 
 /** Anything that can stand on the right of `instanceof`. */
 type Constructor<T> = abstract new (...args: never[]) => T;
@@ -29,7 +17,7 @@ type Bytes =
   | Int16Array
   | Int32Array;
 
-function fault(message: string, msg: string | undefined): Error {
+function fault(message: string, msg: string | undefined): AssertionError {
   return new AssertionError({
     message: msg === undefined ? message : `${message}: ${msg}`,
   });

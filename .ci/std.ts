@@ -16,7 +16,7 @@ const REGISTRY_TIMEOUT_MS = 4000;
 const specifier: string = ["jsr:", "@std/assert@1"].join("");
 
 async function registryAnswers(): Promise<boolean> {
-  let timer: number | undefined;
+  let timer: ReturnType<typeof setTimeout> | undefined;
   const timeout = new Promise<boolean>((resolve) => {
     timer = setTimeout(() => resolve(false), REGISTRY_TIMEOUT_MS);
   });

@@ -1,0 +1,245 @@
+import type { Chain } from "./chain.ts";
+import type { GuestMemory } from "./memory.ts";
+
+/** How a virtqueue is laid out in memory. */
+export type RingFormat = "split" | "packed";
+
+/** Where a virtqueue lies and what was negotiated for it. */
+export type QueueConfig = {
+  /** Descriptors, 1 to 32768; a power of two for a split queue. */
+  size: number;
+  /** Guest address of the descriptor area; a multiple of 16. */
+  descriptorArea: number;
+  /** Guest address of the driver area: avail ring (multiple of 2) or event structure (of 4). */
+  driverArea: number;
+  /** Guest address of the device area: used ring or event structure; a multiple of 4. */
+  deviceArea: number;
+  /** VIRTIO_F_EVENT_IDX was negotiated. False unless told. */
+  eventIdx?: boolean;
+  /** VIRTIO_F_INDIRECT_DESC was negotiated. False unless told. */
+  indirect?: boolean;
+};
+
+/** One descriptor of a buffer in flight, copied out of the ring. */
+export type InFlightDescriptor = {
+  /** Guest address, below 2^53. */
+  addr: number;
+  /** Bytes. */
+  len: number;
+  /** VIRTQ_DESC_F_WRITE or 0; an indirect table is resolved when it is saved. */
+  writable: boolean;
+};
+
+/** A buffer that the device fetched and has not used. */
+export type InFlightBuffer = {
+  /** Split: index of the head. Packed: buffer id. */
+  id: number;
+  /** Descriptors that it takes in the ring (an indirect one takes 1). */
+  slots: number;
+  /** Its segments, readable ones first. */
+  descriptors: InFlightDescriptor[];
+};
+
+/**
+ * State of a virtqueue's device side between two descriptors: plain data that survives JSON and
+ * `structuredClone`, and is not trusted on the way in.
+ *
+ * The split indices run freely mod 2^16; its `usedIdx` is the value that stands in memory. The
+ * packed ones are below the queue's size and have a wrap counter, 1 at first.
+ */
+export type QueueState =
+  | {
+    format: "split";
+    lastAvailIdx: number;
+    usedIdx: number;
+    /** In the order in which they were fetched. */
+    inFlight: InFlightBuffer[];
+  }
+  | {
+    format: "packed";
+    lastAvailIdx: number;
+    lastAvailWrapCounter: 0 | 1;
+    usedIdx: number;
+    usedWrapCounter: 0 | 1;
+    /** In the order in which they were fetched. */
+    inFlight: InFlightBuffer[];
+  };
+
+/**
+ * Device side of a virtqueue.
+ *
+ * One batch is: `disarmKicks()`, `pop()` until false, `push()` for each, `publish()` once,
+ * interrupt if `needsInterrupt()`, then `armKicks()` and over again if that says so.
+ */
+export interface DeviceQueue {
+  /** Split or packed. */
+  readonly format: RingFormat;
+  /** Descriptors. */
+  readonly size: number;
+  /** Buffers that were popped and not pushed. */
+  readonly inFlight: number;
+
+  /**
+   * Fetches the next available buffer into `chain`; false where there is none.
+   *
+   * A malformed buffer comes with `chain.fault` set and no segments: push its token with 0.
+   * A restored queue hands out its in-flight buffers first, in the order of their first fetch.
+   *
+   * @throws {RingError} with `fatal` when the ring itself is broken; then at each further call.
+   */
+  pop(chain: Chain): boolean;
+
+  /**
+   * Gives back the buffer that was popped last; the next `pop()` fetches it again.
+   *
+   * @throws {TypeError} when the last buffer was pushed already or nothing was popped.
+   */
+  unpop(): void;
+
+  /**
+   * Stages the completion of a buffer with `written` bytes in its writable part; the driver
+   * does not see it before `publish()`. A buffer may be pushed in any order.
+   *
+   * @throws {RangeError} when `token` is not in flight.
+   */
+  push(token: number, written: number): void;
+
+  /** Makes all staged completions visible to the driver; false where there were none. */
+  publish(): boolean;
+
+  /** Tells, after `publish()`, whether the driver wants an interrupt for what was published. */
+  needsInterrupt(): boolean;
+
+  /** Asks the driver for kicks; true when work arrived meanwhile, so that one may be missed. */
+  armKicks(): boolean;
+
+  /** Tells the driver that kicks are not needed; a hint, which it may not see at once. */
+  disarmKicks(): void;
+
+  /**
+   * State from which another instance goes on, with the buffers in flight; changes nothing.
+   *
+   * @throws {TypeError} when completions are staged that were not published.
+   */
+  save(): QueueState;
+
+  /**
+   * Goes on over the same guest addresses in `memory`: a memory table that changed, or a buffer
+   * that moved. Segments in chains popped before belong to the old memory.
+   *
+   * @throws {RingError} `BAD_QUEUE_ADDRESS` when the ring is not inside it; the queue is unchanged.
+   */
+  rebind(memory: GuestMemory): void;
+}
+
+/** Segments of a buffer that a driver offers: reusable columns, readable ones first. */
+export class BufferList {
+  /** Segments in all. */
+  count = 0;
+  /** Segments that the device reads. */
+  readable = 0;
+  /** Guest address, by segment. */
+  address: Float64Array;
+  /** Bytes, by segment. */
+  length: Uint32Array;
+
+  /** Makes an empty list with room for `capacity` segments. */
+  constructor(capacity = 32) {
+    this.address = new Float64Array(capacity);
+    this.length = new Uint32Array(capacity);
+  }
+
+  /** Forgets the segments; returns itself. */
+  clear(): this {
+    this.count = 0;
+    this.readable = 0;
+    return this;
+  }
+
+  /**
+   * Appends a segment that the device reads; returns itself.
+   *
+   * @throws {TypeError} when a writable segment is there already (2.7.4.2).
+   */
+  addReadable(address: number, length: number): this {
+    if (this.readable !== this.count) {
+      throw new TypeError(
+        "Cannot add a readable segment: a writable one comes before it",
+      );
+    }
+    this.#add(address, length);
+    this.readable = this.count;
+    return this;
+  }
+
+  /** Appends a segment that the device writes; returns itself. */
+  addWritable(address: number, length: number): this {
+    this.#add(address, length);
+    return this;
+  }
+
+  #add(address: number, length: number): void {
+    const i = this.count;
+    if (i === this.address.length) {
+      throw new RangeError(`Cannot add a segment: the list has room for ${i}`);
+    }
+    this.address[i] = address;
+    this.length[i] = length;
+    this.count = i + 1;
+  }
+}
+
+/** Memory that a driver queue may fill with indirect descriptor tables. */
+export type IndirectTables = {
+  /** Guest address; a multiple of 16. Bytes needed: queue size x entries x 16. */
+  address: number;
+  /** Descriptors in each table, 1 or more. */
+  entries: number;
+};
+
+/**
+ * Driver side of a virtqueue.
+ *
+ * The device is not trusted either: what it writes is checked before it is used.
+ */
+export interface DriverQueue {
+  /** Split or packed. */
+  readonly format: RingFormat;
+  /** Descriptors. */
+  readonly size: number;
+  /** Buffers that were added and not reclaimed. */
+  readonly inFlight: number;
+  /** Descriptors that `add()` can still take. */
+  readonly free: number;
+  /** After `reclaim()` has returned a token: the bytes that the device says it wrote. */
+  readonly usedLength: number;
+
+  /**
+   * Stages a buffer of one or more segments; the device does not see it before `publish()`.
+   *
+   * Returns its token, 0 to size - 1, which is free again once reclaimed; -1 where there is no
+   * room. With indirect tables a buffer of two or more segments takes one descriptor.
+   *
+   * @throws {RangeError} when the list is empty or can never fit.
+   */
+  add(buffers: BufferList): number;
+
+  /** Makes all staged buffers visible to the device; false where there were none. */
+  publish(): boolean;
+
+  /** Tells, after `publish()`, whether the device wants a kick for what was published. */
+  needsKick(): boolean;
+
+  /**
+   * Takes back one used buffer: its token, with `usedLength` set, or -1 where there is none.
+   *
+   * @throws {RingError} when the device's entry is no lawful completion.
+   */
+  reclaim(): number;
+
+  /** Asks the device for interrupts; true when a completion arrived meanwhile. */
+  armInterrupts(): boolean;
+
+  /** Tells the device that interrupts are not needed; a hint. */
+  disarmInterrupts(): void;
+}

@@ -1,0 +1,446 @@
+import { RingError } from "../ring/errors.ts";
+import { GuestMemory } from "../ring/memory.ts";
+import { PackedDevice } from "../ring/packed_device.ts";
+import type { DeviceQueue, QueueState, RingFormat } from "../ring/queue.ts";
+import { SplitDevice } from "../ring/split_device.ts";
+import {
+  VIRTIO_F_EVENT_IDX,
+  VIRTIO_F_INDIRECT_DESC,
+  VIRTIO_F_RING_PACKED,
+  VIRTIO_F_VERSION_1,
+  VIRTQ_MAX_SIZE,
+} from "../ring/virtio_ring.ts";
+import { Diagnostics } from "./diagnostics.ts";
+
+/** Status bit: the guest has noticed the device (virtio 1.4, 2.1). */
+export const VIRTIO_CONFIG_S_ACKNOWLEDGE = 1;
+/** Status bit: the guest has a driver for it (2.1). */
+export const VIRTIO_CONFIG_S_DRIVER = 2;
+/** Status bit: the driver is ready (2.1). */
+export const VIRTIO_CONFIG_S_DRIVER_OK = 4;
+/** Status bit: feature negotiation is complete (2.1). */
+export const VIRTIO_CONFIG_S_FEATURES_OK = 8;
+/** Status bit: the device met an error that it cannot recover from (2.1). */
+export const VIRTIO_CONFIG_S_NEEDS_RESET = 64;
+/** Status bit: the guest has given up on the device (2.1). */
+export const VIRTIO_CONFIG_S_FAILED = 128;
+
+const STATUS_BITS = VIRTIO_CONFIG_S_ACKNOWLEDGE | VIRTIO_CONFIG_S_DRIVER |
+  VIRTIO_CONFIG_S_DRIVER_OK | VIRTIO_CONFIG_S_FEATURES_OK |
+  VIRTIO_CONFIG_S_FAILED;
+
+/** Which ring formats a device offers: both, or one that a driver must take. */
+export type RingChoice = "auto" | RingFormat;
+
+/** One mask of a feature bit. */
+export function featureMask(bit: number): bigint {
+  return 1n << BigInt(bit);
+}
+
+/**
+ * What a kind of device adds to {@link VirtioDevice}: its features, its configuration space and
+ * the work on its queues. It owns a queue from `queueStarted` until `queueStopped`.
+ */
+export interface DeviceModel {
+  /** Device type, as in virtio 1.4, 5. */
+  readonly deviceId: number;
+  /** Feature bits 0 to 23 and 50 to 127 that are offered. */
+  readonly features: bigint;
+  /** Largest size of each queue, a power of two at most 32768; a driver may choose less. */
+  readonly maxQueueSizes: readonly number[];
+
+  /** The device's configuration space as it is now, little-endian. */
+  configSpace(): Uint8Array;
+
+  /** A driver has accepted `features`, a subset of what was offered. */
+  featuresAccepted(features: bigint): void;
+
+  /**
+   * Queue `index` may be used. `fresh` tells that its driver has just been started, so that what
+   * was agreed with an earlier driver is void; otherwise the driver is the one from before.
+   */
+  queueStarted(index: number, queue: DeviceQueue, fresh: boolean): void;
+
+  /**
+   * Queue `index` must not be used any more. Before it returns, the model publishes or gives back
+   * every buffer that it holds.
+   */
+  queueStopped(index: number): void;
+
+  /** Guest memory moves: the model gives back the buffers that it holds, as its chains are void. */
+  memoryChanging(): void;
+
+  /** Guest memory is now `memory`. */
+  memoryChanged(memory: GuestMemory): void;
+
+  /** The driver says that queue `index` has buffers, or the transport that it may have. */
+  queueKicked(index: number): void;
+
+  /** The driver has reset the device, or is gone. */
+  reset(): void;
+}
+
+/** What a transport does for the device. */
+export interface TransportPort {
+  /** Tells the driver that queue `index` has used buffers. */
+  interrupt(index: number): void;
+  /** Tells the driver that the configuration, or the status, has changed. */
+  configChanged(): void;
+  /** Queue `index` is broken by its driver and stopped (vhost-user: the vring's error fd). */
+  queueBroken?(index: number, error: RingError): void;
+}
+
+/** One queue as a transport configures it, before it is started. */
+export type QueueSetup = {
+  /** Descriptors. */
+  size: number;
+  /** Guest address of the descriptor area. */
+  descriptorArea: number;
+  /** Guest address of the driver area. */
+  driverArea: number;
+  /** Guest address of the device area. */
+  deviceArea: number;
+};
+
+/** Options of a {@link VirtioDevice}. */
+export type VirtioDeviceOptions = {
+  /** Ring formats that are offered. `"auto"` unless told. */
+  ring?: RingChoice;
+  /**
+   * True where loads are not reordered with loads, or nobody else runs: see
+   * `QueueConfig.strongOrdering`. False unless told.
+   */
+  strongOrdering?: boolean;
+  /** Counters and log. */
+  diagnostics?: Diagnostics;
+};
+
+type QueueSlot = {
+  setup: QueueSetup;
+  queue: DeviceQueue | null;
+  /** Given to the model; a queue can be started and not enabled. */
+  given: boolean;
+  fresh: boolean;
+  broken: boolean;
+};
+
+/**
+ * A virtio device behind any transport: status, features, configuration space and the life of its
+ * queues (virtio 1.4, 2 and 3). What the device does is its {@link DeviceModel}'s.
+ *
+ * A transport gives it memory, negotiates, configures and starts queues, kicks them, and carries
+ * interrupts the other way through its {@link TransportPort}.
+ */
+export class VirtioDevice {
+  /** What the device does. */
+  readonly model: DeviceModel;
+  /** Counters and log. */
+  readonly diagnostics: Diagnostics;
+  /** Features that a driver may accept. */
+  readonly offeredFeatures: bigint;
+  /** Raised by one at each change of the configuration space (2.5). */
+  configGeneration = 0;
+
+  #ring: RingChoice;
+  #strongOrdering: boolean;
+  #port: TransportPort | null = null;
+  #memory: GuestMemory = new GuestMemory([]);
+  #status = 0;
+  #features = 0n;
+  #slots: QueueSlot[];
+
+  /** Makes a device in the state after reset, without memory and transport. */
+  constructor(model: DeviceModel, options: VirtioDeviceOptions = {}) {
+    this.model = model;
+    this.diagnostics = options.diagnostics ?? new Diagnostics();
+    this.#ring = options.ring ?? "auto";
+    this.#strongOrdering = options.strongOrdering ?? false;
+    let offered = model.features | featureMask(VIRTIO_F_VERSION_1) |
+      featureMask(VIRTIO_F_INDIRECT_DESC) | featureMask(VIRTIO_F_EVENT_IDX);
+    if (this.#ring !== "split") offered |= featureMask(VIRTIO_F_RING_PACKED);
+    this.offeredFeatures = offered;
+    this.#slots = model.maxQueueSizes.map((size) => ({
+      setup: { size, descriptorArea: 0, driverArea: 0, deviceArea: 0 },
+      queue: null,
+      given: false,
+      fresh: true,
+      broken: false,
+    }));
+  }
+
+  /** Plugs the device into a transport, or out of it with null. */
+  connect(port: TransportPort | null): void {
+    this.#port = port;
+  }
+
+  /** Number of queues that the device can have; a transport may start fewer. */
+  get queueCount(): number {
+    return this.#slots.length;
+  }
+
+  /** Guest memory as the transport last gave it. */
+  get memory(): GuestMemory {
+    return this.#memory;
+  }
+
+  /** Features that the driver has accepted. */
+  get features(): bigint {
+    return this.#features;
+  }
+
+  /** Format of queues that are started now: a matter of the accepted features. */
+  get ringFormat(): RingFormat {
+    return this.#has(VIRTIO_F_RING_PACKED) ? "packed" : "split";
+  }
+
+  /** The status field (2.1). */
+  get status(): number {
+    return this.#status;
+  }
+
+  /**
+   * Writes the status field as a driver does: 0 resets; a set bit stays set until then.
+   *
+   * FEATURES_OK is not taken, which a driver sees by reading, when the accepted features are not
+   * a subset of those offered, or lack VERSION_1 or the ring format that the device insists on.
+   */
+  setStatus(status: number): void {
+    if (status === 0) {
+      this.reset();
+      return;
+    }
+    let bits = this.#status | (status & STATUS_BITS);
+    if (
+      (bits & VIRTIO_CONFIG_S_FEATURES_OK) !== 0 &&
+      (this.#status & VIRTIO_CONFIG_S_FEATURES_OK) === 0
+    ) {
+      const reason = this.featureProblem(this.#features);
+      if (reason !== null) {
+        this.diagnostics.fault("features_refused", () => reason);
+        bits &= ~VIRTIO_CONFIG_S_FEATURES_OK;
+      } else {
+        this.model.featuresAccepted(this.#features);
+      }
+    }
+    this.#status = bits;
+  }
+
+  /** Why a driver cannot have `features`, in words, or null where it can. */
+  featureProblem(features: bigint): string | null {
+    const unknown = features & ~this.offeredFeatures;
+    if ((unknown & featureMask(VIRTIO_F_RING_PACKED)) !== 0n) {
+      return "the driver accepted VIRTIO_F_RING_PACKED (bit 34), which this device, held to split rings, did not offer";
+    }
+    if (unknown !== 0n) {
+      return `the driver accepted features 0x${
+        unknown.toString(16)
+      } that were not offered`;
+    }
+    if ((features & featureMask(VIRTIO_F_VERSION_1)) === 0n) {
+      return "the driver is a legacy one: it did not accept VIRTIO_F_VERSION_1 (bit 32)";
+    }
+    if (
+      this.#ring === "packed" &&
+      (features & featureMask(VIRTIO_F_RING_PACKED)) === 0n
+    ) {
+      return "the driver did not accept VIRTIO_F_RING_PACKED (bit 34), to which this device is held";
+    }
+    return null;
+  }
+
+  /**
+   * Takes the features that a driver accepts; they are judged when FEATURES_OK is set, by
+   * {@link VirtioDevice.setStatus}.
+   *
+   * @throws {TypeError} when FEATURES_OK is set.
+   */
+  setFeatures(features: bigint): void {
+    if ((this.#status & VIRTIO_CONFIG_S_FEATURES_OK) !== 0) {
+      throw new TypeError("Cannot set the features: FEATURES_OK is set");
+    }
+    this.#features = features;
+  }
+
+  /**
+   * Gives the device other guest memory; running queues go on over it.
+   *
+   * @throws {RingError} `BAD_QUEUE_ADDRESS` when a running queue is not inside it; that queue is
+   * then broken, the others go on.
+   */
+  setMemory(memory: GuestMemory): void {
+    this.model.memoryChanging();
+    this.#memory = memory;
+    let failed: RingError | null = null;
+    for (const [index, slot] of this.#slots.entries()) {
+      if (slot.queue === null) continue;
+      try {
+        slot.queue.rebind(memory);
+      } catch (error) {
+        if (!(error instanceof RingError)) throw error;
+        failed = error;
+        this.breakQueue(index, error);
+        slot.queue = null;
+      }
+    }
+    this.model.memoryChanged(memory);
+    if (failed !== null) throw failed;
+  }
+
+  /** What is configured for queue `index`; a copy. */
+  queueSetup(index: number): QueueSetup {
+    return { ...this.#slot(index).setup };
+  }
+
+  /**
+   * Configures queue `index`; what is left out stays as it is.
+   *
+   * @throws {RangeError} when the device has no such queue.
+   * @throws {TypeError} when the queue is running: its size and addresses are frozen.
+   * @throws {RingError} `BAD_QUEUE_SIZE` when the size is 0 or above the device's maximum.
+   */
+  setupQueue(index: number, setup: Partial<QueueSetup>): void {
+    const slot = this.#slot(index);
+    if (slot.queue !== null) {
+      throw new TypeError(`Cannot configure queue ${index}: it is running`);
+    }
+    const max = VIRTQ_MAX_SIZE;
+    if (setup.size !== undefined && !(setup.size >= 1 && setup.size <= max)) {
+      throw new RingError(
+        "BAD_QUEUE_SIZE",
+        "2.7",
+        `Cannot set queue ${index} to ${setup.size} descriptors`,
+      );
+    }
+    slot.setup = { ...slot.setup, ...setup };
+  }
+
+  /**
+   * Starts queue `index` in `state`, or in the initial state with null. It is given to the model
+   * once it is enabled.
+   *
+   * @throws {TypeError} when it is running already.
+   * @throws {RingError} when its size, its addresses or the state are not valid.
+   */
+  startQueue(index: number, state: QueueState | null): void {
+    const slot = this.#slot(index);
+    if (slot.queue !== null) {
+      throw new TypeError(`Cannot start queue ${index}: it is running`);
+    }
+    const config = {
+      ...slot.setup,
+      eventIdx: this.#has(VIRTIO_F_EVENT_IDX),
+      indirect: this.#has(VIRTIO_F_INDIRECT_DESC),
+      strongOrdering: this.#strongOrdering,
+    };
+    slot.queue = this.ringFormat === "packed"
+      ? new PackedDevice(this.#memory, config, state ?? undefined)
+      : new SplitDevice(this.#memory, config, state ?? undefined);
+    slot.fresh = state === null;
+    slot.broken = false;
+  }
+
+  /** Lets the model use queue `index`, which is running, or takes it away from it. */
+  enableQueue(index: number, enabled: boolean): void {
+    const slot = this.#slot(index);
+    if (slot.queue === null || slot.given === enabled) return;
+    slot.given = enabled;
+    if (enabled) {
+      const fresh = slot.fresh;
+      slot.fresh = false;
+      this.model.queueStarted(index, slot.queue, fresh);
+    } else {
+      this.model.queueStopped(index);
+    }
+  }
+
+  /**
+   * Stops queue `index` and returns the state in which it can be started again; null where it
+   * was not running.
+   *
+   * The memory of the queue is not touched after this returns.
+   */
+  stopQueue(index: number): QueueState | null {
+    const slot = this.#slot(index);
+    const queue = slot.queue;
+    if (queue === null) return null;
+    this.enableQueue(index, false);
+    slot.queue = null;
+    return queue.save();
+  }
+
+  /** Tells whether queue `index` was started and not stopped. */
+  queueRunning(index: number): boolean {
+    return this.#slot(index).queue !== null;
+  }
+
+  /** Carries a kick of queue `index`; one for a queue that is not in use is ignored (2.1.2). */
+  kick(index: number): void {
+    const slot = this.#slots[index];
+    if (slot === undefined || !slot.given || slot.broken) return;
+    this.model.queueKicked(index);
+  }
+
+  /** Carries an interrupt for queue `index` to the transport; called by the model. */
+  interrupt(index: number): void {
+    this.#port?.interrupt(index);
+  }
+
+  /**
+   * Stops the use of queue `index`, whose driver broke it, until the device is reset or the queue
+   * is started again; called by the model. The driver is told by DEVICE_NEEDS_RESET.
+   */
+  breakQueue(index: number, error: RingError): void {
+    const slot = this.#slot(index);
+    if (slot.broken) return;
+    slot.broken = true;
+    this.diagnostics.fault(
+      `ring_${error.code.toLowerCase()}`,
+      () => `queue ${index}: ${error.message}`,
+    );
+    this.enableQueue(index, false);
+    this.#port?.queueBroken?.(index, error);
+    if ((this.#status & VIRTIO_CONFIG_S_DRIVER_OK) !== 0) {
+      this.#status |= VIRTIO_CONFIG_S_NEEDS_RESET;
+      this.notifyConfig();
+    }
+  }
+
+  /** Tells the driver of a change in the configuration space; called by the model. */
+  notifyConfig(): void {
+    this.configGeneration = (this.configGeneration + 1) >>> 0;
+    this.#port?.configChanged();
+  }
+
+  /** Resets the device: no queue runs, no feature is accepted, the status is 0 (2.4). */
+  reset(): void {
+    for (const index of this.#slots.keys()) this.enableQueue(index, false);
+    for (const [index, slot] of this.#slots.entries()) {
+      slot.queue = null;
+      slot.broken = false;
+      slot.fresh = true;
+      slot.setup = {
+        size: this.model.maxQueueSizes[index]!,
+        descriptorArea: 0,
+        driverArea: 0,
+        deviceArea: 0,
+      };
+    }
+    this.#status = 0;
+    this.#features = 0n;
+    this.model.reset();
+  }
+
+  #has(bit: number): boolean {
+    return (this.#features & featureMask(bit)) !== 0n;
+  }
+
+  #slot(index: number): QueueSlot {
+    const slot = this.#slots[index];
+    if (slot === undefined) {
+      throw new RangeError(
+        `Cannot use queue ${index}: the device has ${this.#slots.length}`,
+      );
+    }
+    return slot;
+  }
+}

@@ -1,0 +1,115 @@
+import type { Chain } from "../../ring/chain.ts";
+import type { GuestMemory } from "../../ring/memory.ts";
+
+/** Segments that one call takes at most: what `readv` and `writev` take on Linux (IOV_MAX). */
+export const MAX_SEGMENTS = 1024;
+
+/**
+ * Pieces of guest memory for one gathering write or scattering read: columns like a chain's, made
+ * of parts of several chains. A host side takes views or raw addresses of them, so that no
+ * payload byte is copied on the way.
+ */
+export class Segments {
+  /** Segments in use. */
+  count = 0;
+  /** Bytes in all. */
+  bytes = 0;
+  /** The memory that `region` indexes. */
+  memory: GuestMemory;
+  /** Index into `memory.regions`, by segment. */
+  readonly region: Int32Array = new Int32Array(MAX_SEGMENTS);
+  /** Offset of the segment in its region, by segment. */
+  readonly offset: Float64Array = new Float64Array(MAX_SEGMENTS);
+  /** Bytes, by segment. */
+  readonly length: Uint32Array = new Uint32Array(MAX_SEGMENTS);
+
+  /** Makes an empty list over `memory`. */
+  constructor(memory: GuestMemory) {
+    this.memory = memory;
+  }
+
+  /** Forgets the segments. */
+  clear(): void {
+    this.count = 0;
+    this.bytes = 0;
+  }
+
+  /**
+   * Appends up to `length` bytes of rows `from` to `to - 1` of a chain, after the first `skip`
+   * bytes of those rows; returns how many bytes, fewer where the rows or the list end.
+   */
+  add(
+    chain: Chain,
+    from: number,
+    to: number,
+    skip: number,
+    length: number,
+  ): number {
+    let left = length;
+    let n = this.count;
+    for (let i = from; i < to && left > 0 && n < MAX_SEGMENTS; i++) {
+      const size = chain.length[i]!;
+      if (skip >= size) {
+        skip -= size;
+        continue;
+      }
+      const room = size - skip;
+      const take = room < left ? room : left;
+      this.region[n] = chain.region[i]!;
+      this.offset[n] = chain.offset[i]! + skip;
+      this.length[n] = take;
+      n++;
+      left -= take;
+      skip = 0;
+    }
+    this.count = n;
+    this.bytes += length - left;
+    return length - left;
+  }
+
+  /** Returns a view of segment `index` over guest memory. */
+  view(index: number): Uint8Array {
+    if (!(index >= 0 && index < this.count)) {
+      throw new RangeError(
+        `Cannot view segment ${index}: there are ${this.count}`,
+      );
+    }
+    const offset = this.offset[index]!;
+    return this.memory.regions[this.region[index]!]!.bytes.subarray(
+      offset,
+      offset + this.length[index]!,
+    );
+  }
+
+  /** Copies the bytes from `skip` on into `target` and returns how many. */
+  copyTo(target: Uint8Array, skip = 0): number {
+    let done = 0;
+    for (let i = 0; i < this.count && done < target.length; i++) {
+      let view = this.view(i);
+      if (skip >= view.length) {
+        skip -= view.length;
+        continue;
+      }
+      view = view.subarray(
+        skip,
+        Math.min(view.length, skip + target.length - done),
+      );
+      target.set(view, done);
+      done += view.length;
+      skip = 0;
+    }
+    return done;
+  }
+
+  /** Copies `source` into the segments, from the first on, and returns how many bytes fitted. */
+  copyFrom(source: Uint8Array): number {
+    let done = 0;
+    for (let i = 0; i < this.count && done < source.length; i++) {
+      const view = this.view(i);
+      const take = Math.min(view.length, source.length - done);
+      view.set(source.subarray(done, done + take));
+      done += take;
+    }
+    return done;
+  }
+}

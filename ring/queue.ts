@@ -18,6 +18,12 @@ export type QueueConfig = {
   eventIdx?: boolean;
   /** VIRTIO_F_INDIRECT_DESC was negotiated. False unless told. */
   indirect?: boolean;
+  /**
+   * Packed: plain reads of this machine stay in order, as on x86 (total store order), or no other
+   * thread or process shares the memory. A run of flags is then read plainly with one atomic load
+   * at its end, instead of one atomic load a buffer. False, which is right everywhere, unless told.
+   */
+  strongOrdering?: boolean;
 };
 
 /** One descriptor of a buffer in flight, copied out of the ring. */
@@ -90,11 +96,13 @@ export interface DeviceQueue {
   pop(chain: Chain): boolean;
 
   /**
-   * Gives back the buffer that was popped last; the next `pop()` fetches it again.
+   * Gives back a buffer that was popped and not pushed; the next `pop()` fetches it again. May be
+   * repeated: buffers are given back from the last fetched one on, so that those which remain
+   * were all fetched before it.
    *
-   * @throws {TypeError} when the last buffer was pushed already or nothing was popped.
+   * @throws {TypeError} when `token` is not in flight, or is not the last fetched buffer.
    */
-  unpop(): void;
+  unpop(token: number): void;
 
   /**
    * Stages the completion of a buffer with `written` bytes in its writable part; the driver

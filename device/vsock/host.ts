@@ -53,8 +53,11 @@ export interface ConnectRequest {
   readonly guestPort: number;
   /** True when the guest has withdrawn, so that an answer comes too late. */
   readonly cancelled: boolean;
-  /** There is a host program: bytes flow between the guest and `stream`. */
-  accept(open: (events: StreamEvents) => HostStream): void;
+  /**
+   * There is a host program: bytes flow between the guest and the stream that `open` returns.
+   * False, with `open` not called, when the guest has withdrawn.
+   */
+  accept(open: (events: StreamEvents) => HostStream): boolean;
   /** There is none: the guest is told by RST. */
   refuse(): void;
 }
@@ -65,10 +68,16 @@ export interface HostSide {
   connect(request: ConnectRequest): void;
 }
 
-/** A host program's wish to connect to a guest port, as {@link Muxer.connect} takes it. */
+/** How a host program that connects to a guest port hears the answer; one of the two is called. */
 export interface ConnectAnswer {
   /** The guest has accepted; `hostPort` is the host's own port. Returns the stream. */
   accepted(hostPort: number, events: StreamEvents): HostStream;
   /** The guest has refused, does not answer, or is not there. */
   refused(reason: string): void;
+}
+
+/** A host program's wish to connect that is not answered yet. */
+export interface PendingConnect {
+  /** Withdraws; `answer` is not called any more. */
+  cancel(): void;
 }

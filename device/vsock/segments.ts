@@ -101,14 +101,19 @@ export class Segments {
     return done;
   }
 
-  /** Copies `source` into the segments, from the first on, and returns how many bytes fitted. */
-  copyFrom(source: Uint8Array): number {
+  /** Copies `source` into the segments, after their first `skip` bytes; returns how many fitted. */
+  copyFrom(source: Uint8Array, skip = 0): number {
     let done = 0;
     for (let i = 0; i < this.count && done < source.length; i++) {
       const view = this.view(i);
-      const take = Math.min(view.length, source.length - done);
-      view.set(source.subarray(done, done + take));
+      if (skip >= view.length) {
+        skip -= view.length;
+        continue;
+      }
+      const take = Math.min(view.length - skip, source.length - done);
+      view.set(source.subarray(done, done + take), skip);
       done += take;
+      skip = 0;
     }
     return done;
   }

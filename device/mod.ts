@@ -1,0 +1,43 @@
+/**
+ * The virtio socket device, its host side in memory, and the vhost-user back-end without its
+ * input and output: everything that runs wherever JavaScript does.
+ *
+ * @module
+ */
+export { Diagnostics, type Log, type LogLevel } from "./diagnostics.ts";
+export {
+  type DeviceModel,
+  featureMask,
+  type QueueSetup,
+  type RingChoice,
+  type TransportPort,
+  VIRTIO_CONFIG_S_ACKNOWLEDGE,
+  VIRTIO_CONFIG_S_DRIVER,
+  VIRTIO_CONFIG_S_DRIVER_OK,
+  VIRTIO_CONFIG_S_FAILED,
+  VIRTIO_CONFIG_S_FEATURES_OK,
+  VIRTIO_CONFIG_S_NEEDS_RESET,
+  VirtioDevice,
+  type VirtioDeviceOptions,
+} from "./virtio_device.ts";
+export { VsockDevice, type VsockDeviceOptions } from "./vsock/device.ts";
+export {
+  type ConnectAnswer,
+  type ConnectRequest,
+  type HostSide,
+  type HostStream,
+  type PendingConnect,
+  STREAM_AGAIN,
+  STREAM_BROKEN,
+  STREAM_EOF,
+  type StreamEvents,
+} from "./vsock/host.ts";
+export {
+  LOOPBACK_BACKLOG,
+  LOOPBACK_BUFFER_BYTES,
+  LoopbackConn,
+  type LoopbackDevice,
+  LoopbackHost,
+  LoopbackListener,
+} from "./vsock/loopback.ts";
+export { MAX_SEGMENTS, Segments } from "./vsock/segments.ts";

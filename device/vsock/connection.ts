@@ -1,0 +1,646 @@
+import type { Chain } from "../../ring/chain.ts";
+import { ByteQueue } from "./byte_queue.ts";
+import { Credit } from "./credit.ts";
+import {
+  type ConnectAnswer,
+  type ConnectRequest,
+  type HostStream,
+  STREAM_AGAIN,
+  STREAM_BROKEN,
+  STREAM_EOF,
+  type StreamEvents,
+} from "./host.ts";
+import { PacketHeader } from "./packet.ts";
+import { RX_STARVED, type RxWriter } from "./rx_writer.ts";
+import type { Segments } from "./segments.ts";
+import {
+  VIRTIO_VSOCK_OP_CREDIT_REQUEST,
+  VIRTIO_VSOCK_OP_CREDIT_UPDATE,
+  VIRTIO_VSOCK_OP_REQUEST,
+  VIRTIO_VSOCK_OP_RESPONSE,
+  VIRTIO_VSOCK_OP_RST,
+  VIRTIO_VSOCK_OP_RW,
+  VIRTIO_VSOCK_OP_SHUTDOWN,
+  VIRTIO_VSOCK_SHUTDOWN_MASK,
+  VIRTIO_VSOCK_SHUTDOWN_RCV,
+  VIRTIO_VSOCK_SHUTDOWN_SEND,
+  VIRTIO_VSOCK_TYPE_STREAM,
+  VMADDR_CID_HOST,
+  VSOCK_HEADER_SIZE,
+} from "./virtio_vsock.ts";
+
+/** How long a guest may take to answer a host program's REQUEST. */
+export const CONNECT_TIMEOUT_MS = 10_000;
+/** How long we wait for a guest's RST after SHUTDOWN of both directions (5.10.6.5). */
+export const DISCONNECT_TIMEOUT_MS = 8_000;
+/** First pause before a guest without free space is asked for it again; doubles up to 1 s. */
+const CREDIT_RETRY_MS = 20;
+const CREDIT_RETRY_MAX_MS = 1_000;
+
+/** Bytes that one connection sends to the guest before the next one has its turn. */
+const QUANTUM_BYTES = 65_536;
+/** First guess of how much a host program has to say; doubled when it had more. */
+const READ_HINT_MIN_BYTES = 4_096;
+const READ_HINT_MAX_BYTES = 131_072;
+
+/**
+ * Where a connection stands.
+ *
+ * | state | left by |
+ * |---|---|
+ * | `asking-host`: the guest sent REQUEST | the host side accepts (RESPONSE) or refuses (RST) |
+ * | `asking-guest`: a host program wants the guest | RESPONSE, RST, or the timeout |
+ * | `open`: bytes flow; each direction may end by itself | SHUTDOWN of both, RST |
+ * | `closing`: we ended both directions | the guest's RST, or the timeout |
+ * | `resetting`: an RST is to be sent | its being sent |
+ * | `lingering`: over for the guest; the host program has not taken all bytes | its taking them |
+ * | `closed`: nothing is left | |
+ */
+export type ConnectionState =
+  | "asking-host"
+  | "asking-guest"
+  | "open"
+  | "closing"
+  | "resetting"
+  | "lingering"
+  | "closed";
+
+/** {@link Connection.transmit}: nothing more to send now. */
+export const TRANSMIT_DONE = 0;
+/** {@link Connection.transmit}: there is more; other connections first. */
+export const TRANSMIT_MORE = 1;
+/** {@link Connection.transmit}: there is more, but the guest has no receive buffer. */
+export const TRANSMIT_STARVED = 2;
+
+/** What a connection needs from its muxer. */
+export interface ConnectionOwner {
+  /** The connection has something to send to the guest. */
+  schedule(connection: Connection): void;
+  /** The connection is over for the guest; its address tuple is free. */
+  forget(connection: Connection): void;
+  /** The connection is over for the host program as well. */
+  finished(connection: Connection): void;
+  /** Calls `expire` in `ms` milliseconds, unless told another time until then. */
+  setTimer(connection: Connection, ms: number): void;
+  /** Counts a fault of the guest. */
+  fault(kind: string, text: () => string): void;
+}
+
+/**
+ * One stream between a guest's socket and a host program: states, credit and half-closes
+ * (virtio 1.4, 5.10.6.5). Packets come through `receive` and its kin, host events through
+ * {@link StreamEvents}; what is to be sent is decided in `transmit`, when the guest has room.
+ */
+export class Connection implements StreamEvents, ConnectRequest {
+  /** The guest's CID. */
+  readonly guestCid: number;
+  /** The guest's port. */
+  readonly guestPort: number;
+  /** The host's port. */
+  readonly hostPort: number;
+  /** Flow control. */
+  readonly credit: Credit;
+  /** When `expire` is due, in the muxer's milliseconds; Infinity without a timer. */
+  deadline: number = Infinity;
+  /** True while the muxer has it in its list. */
+  scheduled = false;
+
+  #state: ConnectionState;
+  readonly #owner: ConnectionOwner;
+  readonly #buffer: ByteQueue;
+  #stream: HostStream | null = null;
+  #answer: ConnectAnswer | null = null;
+
+  // To the guest.
+  #requestSent = false;
+  #responseDue = false;
+  #updateAsked = false;
+  #wantShutdown = 0;
+  #sentShutdown = 0;
+  #readable = false;
+  #readHint = READ_HINT_MIN_BYTES;
+  #creditRetryMs = 0;
+
+  // From the guest.
+  #guestShutdown = 0;
+  #hostWriteEnded = false;
+  #discard = false;
+  #hungUp = false;
+
+  /** Makes a connection that the guest asks for (`answer` null) or that a host program does. */
+  constructor(
+    owner: ConnectionOwner,
+    guestCid: number,
+    guestPort: number,
+    hostPort: number,
+    bufAlloc: number,
+    answer: ConnectAnswer | null,
+  ) {
+    this.#owner = owner;
+    this.guestCid = guestCid;
+    this.guestPort = guestPort;
+    this.hostPort = hostPort;
+    this.credit = new Credit(bufAlloc);
+    this.#buffer = new ByteQueue(bufAlloc);
+    this.#answer = answer;
+    this.#state = answer === null ? "asking-host" : "asking-guest";
+    if (answer !== null) owner.setTimer(this, CONNECT_TIMEOUT_MS);
+  }
+
+  /** Where it stands. */
+  get state(): ConnectionState {
+    return this.#state;
+  }
+
+  /** Bytes from the guest that the host program has not taken. */
+  get buffered(): number {
+    return this.#buffer.length;
+  }
+
+  // -- The host side's answer to the guest (ConnectRequest) --
+
+  /** True when the guest does not wait for an answer any more. */
+  get cancelled(): boolean {
+    return this.#state !== "asking-host";
+  }
+
+  /** Connects the guest to the stream that `open` returns; see {@link ConnectRequest.accept}. */
+  accept(open: (events: StreamEvents) => HostStream): boolean {
+    if (this.#state !== "asking-host") return false;
+    this.#stream = open(this);
+    this.#state = "open";
+    this.#responseDue = true;
+    this.#readable = true;
+    this.#owner.schedule(this);
+    return true;
+  }
+
+  /** Refuses the guest's connection. */
+  refuse(): void {
+    if (this.#state === "asking-host") this.reset();
+  }
+
+  // -- Packets from the guest --
+
+  /** The guest accepts a host program's connection. */
+  receiveResponse(): void {
+    const answer = this.#answer;
+    if (this.#state !== "asking-guest" || answer === null) {
+      this.#owner.fault(
+        "response_unexpected",
+        () => `a RESPONSE in state ${this.#state}`,
+      );
+      this.reset();
+      return;
+    }
+    this.#answer = null;
+    this.#state = "open";
+    this.#owner.setTimer(this, Infinity);
+    this.#stream = answer.accepted(this.hostPort, this);
+    this.#readable = true;
+    this.#owner.schedule(this);
+  }
+
+  /** The guest aborts the connection, or confirms its end. It is never answered. */
+  receiveReset(): void {
+    const answer = this.#answer;
+    this.#answer = null;
+    this.#leave(this.#state === "open");
+    answer?.refused("the guest refused the connection");
+  }
+
+  /** The guest ends one or both directions; flags add up (5.10.6.5). */
+  receiveShutdown(flags: number): void {
+    if (this.#state !== "open" && this.#state !== "closing") {
+      this.#owner.fault(
+        "shutdown_unexpected",
+        () => `a SHUTDOWN in state ${this.#state}`,
+      );
+      this.reset();
+      return;
+    }
+    const before = this.#guestShutdown;
+    const now = before | (flags & VIRTIO_VSOCK_SHUTDOWN_MASK);
+    this.#guestShutdown = now;
+    if (now === VIRTIO_VSOCK_SHUTDOWN_MASK) {
+      // The guest keeps the tuple until our RST. What it sent is ours to deliver, so that it
+      // need not wait for a slow host program: the connection goes on without it.
+      this.#state = "resetting";
+      this.#owner.setTimer(this, Infinity);
+      this.#owner.schedule(this);
+      this.#closeWhenWritten();
+      return;
+    }
+    if ((now & ~before & VIRTIO_VSOCK_SHUTDOWN_RCV) !== 0) {
+      this.#stream?.shutdownRead();
+      this.#readable = false;
+    }
+    this.#endHostWriteWhenWritten();
+  }
+
+  /**
+   * Takes `length` bytes of payload, which start after the header in `chain`.
+   *
+   * True when they may wait in a gathering write with others, which ends in `gathered()`; false
+   * when they were dealt with.
+   */
+  receiveData(chain: Chain, length: number): boolean {
+    const state = this.#state;
+    if (state === "resetting") return false;
+    if (
+      (state !== "open" && state !== "closing") ||
+      (this.#guestShutdown & VIRTIO_VSOCK_SHUTDOWN_SEND) !== 0
+    ) {
+      this.#owner.fault("data_unexpected", () => `data in state ${state}`);
+      this.reset();
+      return false;
+    }
+    if (!this.credit.received(length)) {
+      this.#owner.fault(
+        "credit_exceeded",
+        () =>
+          `port ${this.guestPort} sent ${length} bytes beyond what it was granted`,
+      );
+      this.reset();
+      return false;
+    }
+    if (this.#discard || this.#stream === null) {
+      this.#forwarded(length);
+      return false;
+    }
+    if (this.#buffer.length === 0) return true;
+    this.#keep(chain, length);
+    return false;
+  }
+
+  /** Writes gathered payload to the host program and keeps what it does not take. */
+  gathered(segments: Segments): void {
+    const stream = this.#stream;
+    if (stream === null || this.#discard) {
+      this.#forwarded(segments.bytes);
+      return;
+    }
+    let taken = 0;
+    if (this.#buffer.length === 0) {
+      taken = stream.write(segments);
+      if (taken === STREAM_BROKEN) {
+        this.#forwarded(segments.bytes);
+        this.#hostWriteBroken();
+        return;
+      }
+    }
+    const rest = segments.bytes - taken;
+    if (rest > 0) {
+      const [first, second] = this.#buffer.extend(rest);
+      segments.copyTo(first, taken);
+      if (second.length > 0) segments.copyTo(second, taken + first.length);
+    }
+    this.#forwarded(taken);
+  }
+
+  /** Takes the credit that every header of the guest carries. */
+  receiveCredit(bufAlloc: number, fwdCnt: number): void {
+    this.credit.hear(bufAlloc, fwdCnt);
+    if (this.#readable && !this.scheduled && this.credit.peerFree > 0) {
+      if (this.#creditRetryMs !== 0) {
+        this.#creditRetryMs = 0;
+        if (this.#state === "open") this.#owner.setTimer(this, Infinity);
+      }
+      this.#owner.schedule(this);
+    }
+  }
+
+  /** The guest asks for our credit. */
+  receiveCreditRequest(): void {
+    this.#updateAsked = true;
+    this.#owner.schedule(this);
+  }
+
+  // -- The host program (StreamEvents) --
+
+  /** The host program has sent something, or ended. */
+  hostReadable(): void {
+    if (this.#readable || this.#state !== "open") return;
+    if ((this.#guestShutdown & VIRTIO_VSOCK_SHUTDOWN_RCV) !== 0) return;
+    if ((this.#wantShutdown & VIRTIO_VSOCK_SHUTDOWN_SEND) !== 0) return;
+    this.#readable = true;
+    this.#owner.schedule(this);
+  }
+
+  /** The host program takes bytes again. */
+  hostWritable(): void {
+    const stream = this.#stream;
+    if (stream === null) return;
+    const buffer = this.#buffer;
+    while (buffer.length > 0) {
+      const piece = buffer.peek();
+      const taken = stream.writeBytes(piece);
+      if (taken === STREAM_BROKEN) {
+        this.#forwarded(buffer.length);
+        buffer.clear();
+        this.#hostWriteBroken();
+        return;
+      }
+      buffer.drop(taken);
+      this.#forwarded(taken);
+      if (taken < piece.length) return;
+    }
+    if (this.#state === "lingering" || this.#state === "resetting") {
+      this.#closeWhenWritten();
+    } else this.#endHostWriteWhenWritten();
+  }
+
+  /** The host program is gone; what it sent before is still delivered. */
+  hostHangup(): void {
+    if (this.#hungUp) return;
+    this.#hungUp = true;
+    if (this.#state === "open") {
+      this.#hostWriteBroken();
+      // A guest that receives no more is not sent the rest, so that no end of file comes up.
+      if ((this.#guestShutdown & VIRTIO_VSOCK_SHUTDOWN_RCV) !== 0) {
+        this.#wantShutdown = VIRTIO_VSOCK_SHUTDOWN_MASK;
+      } else {
+        this.hostReadable();
+      }
+    } else if (this.#state === "lingering" || this.#state === "resetting") {
+      this.#buffer.clear();
+      this.#closeWhenWritten();
+    }
+  }
+
+  // -- To the guest --
+
+  /** Ends the connection by RST, in whatever state it is, and tells the host program. */
+  reset(): void {
+    const state = this.#state;
+    if (state === "resetting" || state === "lingering" || state === "closed") {
+      return;
+    }
+    this.#state = "resetting";
+    this.#owner.setTimer(this, Infinity);
+    this.#closeStream(state === "open");
+    const answer = this.#answer;
+    this.#answer = null;
+    this.#owner.schedule(this);
+    answer?.refused("the connection was reset");
+  }
+
+  /** The host program does not wait for the guest's answer any more. */
+  cancel(): void {
+    if (this.#state !== "asking-guest") return;
+    this.#answer = null;
+    this.reset();
+  }
+
+  /** Ends the connection without a word to the guest, which is gone. */
+  abandon(): void {
+    const answer = this.#answer;
+    this.#answer = null;
+    this.#leave(true);
+    this.#closeStream(true);
+    this.#buffer.clear();
+    this.#finish();
+    answer?.refused("the guest is gone");
+  }
+
+  /** The time set by the owner's timer has come. */
+  expire(): void {
+    const state = this.#state;
+    if (state === "asking-guest") {
+      const answer = this.#answer;
+      this.#answer = null;
+      this.reset();
+      answer?.refused("the guest did not answer");
+    } else if (state === "closing") {
+      this.reset();
+    } else if (state === "open" && this.#creditRetryMs !== 0) {
+      this.#owner.schedule(this);
+    }
+  }
+
+  /**
+   * Sends what there is to send, as far as the guest has receive buffers; returns one of the
+   * `TRANSMIT_` values. `header` is scratch.
+   */
+  transmit(rx: RxWriter, header: PacketHeader): number {
+    switch (this.#state) {
+      case "asking-guest":
+        if (this.#requestSent) return TRANSMIT_DONE;
+        if (!this.#send(rx, header, VIRTIO_VSOCK_OP_REQUEST, 0)) {
+          return TRANSMIT_STARVED;
+        }
+        this.#requestSent = true;
+        return TRANSMIT_DONE;
+      case "resetting":
+        if (!this.#send(rx, header, VIRTIO_VSOCK_OP_RST, 0)) {
+          return TRANSMIT_STARVED;
+        }
+        this.#leave(false);
+        return TRANSMIT_DONE;
+      case "open":
+      case "closing":
+        return this.#transmitOpen(rx, header);
+      default:
+        return TRANSMIT_DONE;
+    }
+  }
+
+  #transmitOpen(rx: RxWriter, header: PacketHeader): number {
+    if (this.#responseDue) {
+      if (!this.#send(rx, header, VIRTIO_VSOCK_OP_RESPONSE, 0)) {
+        return TRANSMIT_STARVED;
+      }
+      this.#responseDue = false;
+    }
+    let result = TRANSMIT_DONE;
+    if (this.#readable) {
+      result = this.#transmitData(rx, header);
+      if (result === TRANSMIT_STARVED || this.#state === "resetting") {
+        return result === TRANSMIT_STARVED ? result : TRANSMIT_MORE;
+      }
+    }
+    if (this.#sentShutdown !== this.#wantShutdown) {
+      const flags = this.#wantShutdown;
+      if (!this.#send(rx, header, VIRTIO_VSOCK_OP_SHUTDOWN, flags)) {
+        return TRANSMIT_STARVED;
+      }
+      this.#sentShutdown = flags;
+      if (flags === VIRTIO_VSOCK_SHUTDOWN_MASK) {
+        this.#state = "closing";
+        this.#closeStream(false);
+        this.#owner.setTimer(this, DISCONNECT_TIMEOUT_MS);
+      }
+    }
+    if (this.#updateAsked || this.credit.updateDue) {
+      if (!this.#send(rx, header, VIRTIO_VSOCK_OP_CREDIT_UPDATE, 0)) {
+        return TRANSMIT_STARVED;
+      }
+    }
+    return result;
+  }
+
+  #transmitData(rx: RxWriter, header: PacketHeader): number {
+    const stream = this.#stream;
+    if (stream === null) {
+      this.#readable = false;
+      return TRANSMIT_DONE;
+    }
+    const credit = this.credit;
+    let quantum = QUANTUM_BYTES;
+    while (quantum > 0) {
+      const free = credit.peerFree;
+      if (free === 0) return this.#askForCredit(rx, header);
+      const hint = this.#readHint;
+      const limit = Math.min(free, hint);
+      this.#fill(header, VIRTIO_VSOCK_OP_RW, 0);
+      const got = rx.sendData(
+        header,
+        credit,
+        stream,
+        limit,
+        credit.packetsFree,
+      );
+      if (got > 0) {
+        this.#told();
+        quantum -= got;
+        if (got === hint && hint < READ_HINT_MAX_BYTES) {
+          this.#readHint = hint * 2;
+        } else if (got < hint >>> 2 && hint > READ_HINT_MIN_BYTES) {
+          this.#readHint = hint >>> 1;
+        }
+        continue;
+      }
+      if (got === RX_STARVED) return TRANSMIT_STARVED;
+      this.#readable = false;
+      if (got === STREAM_AGAIN) return TRANSMIT_DONE;
+      if (got === STREAM_EOF) {
+        this.#wantShutdown |= VIRTIO_VSOCK_SHUTDOWN_SEND;
+        if (this.#hungUp) this.#wantShutdown = VIRTIO_VSOCK_SHUTDOWN_MASK;
+      } else {
+        this.reset();
+      }
+      return TRANSMIT_DONE;
+    }
+    return TRANSMIT_MORE;
+  }
+
+  /**
+   * Asks for credit, at ever longer intervals: a guest that reads slowly must not keep us busy.
+   *
+   * Guests tell of freed bytes by themselves, so that the first question waits; of freed packets
+   * they know nothing, so that it does not.
+   */
+  #askForCredit(rx: RxWriter, header: PacketHeader): number {
+    if (this.#creditRetryMs !== 0 && this.deadline !== Infinity) {
+      return TRANSMIT_DONE;
+    }
+    if (this.#creditRetryMs !== 0 || this.credit.packetsFree === 0) {
+      if (!this.#send(rx, header, VIRTIO_VSOCK_OP_CREDIT_REQUEST, 0)) {
+        return TRANSMIT_STARVED;
+      }
+    }
+    const pause = this.#creditRetryMs === 0
+      ? CREDIT_RETRY_MS
+      : Math.min(this.#creditRetryMs * 2, CREDIT_RETRY_MAX_MS);
+    this.#creditRetryMs = pause;
+    this.#owner.setTimer(this, pause);
+    return TRANSMIT_DONE;
+  }
+
+  #fill(header: PacketHeader, op: number, flags: number): void {
+    header.srcCid = VMADDR_CID_HOST;
+    header.dstCid = this.guestCid;
+    header.srcPort = this.hostPort;
+    header.dstPort = this.guestPort;
+    header.len = 0;
+    header.type = VIRTIO_VSOCK_TYPE_STREAM;
+    header.op = op;
+    header.flags = flags;
+    header.bufAlloc = this.credit.bufAlloc;
+    header.fwdCnt = this.credit.fwdCnt;
+  }
+
+  #send(
+    rx: RxWriter,
+    header: PacketHeader,
+    op: number,
+    flags: number,
+  ): boolean {
+    this.#fill(header, op, flags);
+    if (!rx.sendControl(header)) return false;
+    this.#told();
+    return true;
+  }
+
+  #told(): void {
+    this.credit.toldFwdCnt = this.credit.fwdCnt;
+    this.#updateAsked = false;
+  }
+
+  #forwarded(length: number): void {
+    this.credit.forwarded(length);
+    if (this.credit.updateDue) this.#owner.schedule(this);
+  }
+
+  #keep(chain: Chain, length: number): void {
+    const [first, second] = this.#buffer.extend(length);
+    chain.read(first, VSOCK_HEADER_SIZE);
+    if (second.length > 0) chain.read(second, VSOCK_HEADER_SIZE + first.length);
+  }
+
+  /** Nobody takes the guest's bytes any more: it is told once, and what comes is dropped. */
+  #hostWriteBroken(): void {
+    this.#discard = true;
+    this.#forwarded(this.#buffer.length);
+    this.#buffer.clear();
+    if (this.#state === "lingering" || this.#state === "resetting") {
+      this.#closeWhenWritten();
+    } else if (this.#state === "open") {
+      this.#wantShutdown |= VIRTIO_VSOCK_SHUTDOWN_RCV;
+      this.#owner.schedule(this);
+    }
+  }
+
+  #endHostWriteWhenWritten(): void {
+    if (this.#hostWriteEnded || this.#buffer.length > 0) return;
+    if ((this.#guestShutdown & VIRTIO_VSOCK_SHUTDOWN_SEND) === 0) return;
+    this.#hostWriteEnded = true;
+    this.#stream?.shutdownWrite();
+  }
+
+  #closeWhenWritten(): void {
+    if (this.#buffer.length > 0) return;
+    this.#closeStream(false);
+    if (this.#state === "lingering") this.#finish();
+  }
+
+  #closeStream(lost: boolean): void {
+    const stream = this.#stream;
+    this.#stream = null;
+    this.#readable = false;
+    if (stream !== null) {
+      stream.close(lost);
+      this.#buffer.clear();
+    }
+  }
+
+  /** The tuple is free; bytes for the host program may remain, unless they are `lost`. */
+  #leave(lost: boolean): void {
+    const state = this.#state;
+    if (state === "lingering" || state === "closed") return;
+    this.#owner.setTimer(this, Infinity);
+    this.#owner.forget(this);
+    if (lost || this.#buffer.length === 0) {
+      this.#closeStream(lost);
+      this.#finish();
+    } else {
+      this.#state = "lingering";
+    }
+  }
+
+  #finish(): void {
+    if (this.#state === "closed") return;
+    this.#state = "closed";
+    this.#owner.finished(this);
+  }
+}

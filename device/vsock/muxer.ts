@@ -1,0 +1,475 @@
+import type { Chain } from "../../ring/chain.ts";
+import type { GuestMemory } from "../../ring/memory.ts";
+import type { Diagnostics } from "../diagnostics.ts";
+import {
+  Connection,
+  type ConnectionOwner,
+  TRANSMIT_MORE,
+  TRANSMIT_STARVED,
+} from "./connection.ts";
+import type { ConnectAnswer, HostSide, PendingConnect } from "./host.ts";
+import { PacketHeader } from "./packet.ts";
+import type { RxWriter } from "./rx_writer.ts";
+import { Segments } from "./segments.ts";
+import {
+  VIRTIO_VSOCK_OP_CREDIT_REQUEST,
+  VIRTIO_VSOCK_OP_CREDIT_UPDATE,
+  VIRTIO_VSOCK_OP_REQUEST,
+  VIRTIO_VSOCK_OP_RESPONSE,
+  VIRTIO_VSOCK_OP_RST,
+  VIRTIO_VSOCK_OP_RW,
+  VIRTIO_VSOCK_OP_SHUTDOWN,
+  VIRTIO_VSOCK_TYPE_STREAM,
+  VMADDR_CID_HOST,
+  VMADDR_PORT_ANY,
+  VSOCK_HEADER_SIZE,
+} from "./virtio_vsock.ts";
+
+/** Receive buffer of a connection unless told otherwise; Linux guests advertise the same. */
+export const DEFAULT_BUF_ALLOC_BYTES = 262_144;
+/** Connections at a time unless told otherwise. */
+export const DEFAULT_MAX_CONNECTIONS = 2_048;
+/**
+ * Answers to packets of no connection that wait for receive buffers at most. While as many wait,
+ * no packet is taken from the guest (5.10.6.1).
+ */
+export const MAX_STRAY_RESETS = 256;
+
+/** First port of host programs that connect to a guest; the ones below are for listeners. */
+const FIRST_HOST_PORT = 0x4000_0000;
+
+/** What a muxer is made with. */
+export type MuxerOptions = {
+  /** The guest's CID. */
+  guestCid: number;
+  /** Where the guest's connections go. */
+  host: HostSide;
+  /** Counters and log. */
+  diagnostics: Diagnostics;
+  /** Bytes that a connection buffers for its host program, 1 to 2^31. */
+  bufAlloc: number;
+  /** Connections at a time, those that linger included. */
+  maxConnections: number;
+  /** Milliseconds that never go back. */
+  now: () => number;
+};
+
+/**
+ * Routes packets between a guest and the host side: a table of connections by their ports, the
+ * connections that have something to send in the order of their turns, and the rules for packets
+ * that belong to none (virtio 1.4, 5.10.6.5).
+ */
+export class Muxer implements ConnectionOwner {
+  readonly #guestCid: number;
+  readonly #host: HostSide;
+  readonly #diagnostics: Diagnostics;
+  readonly #bufAlloc: number;
+  readonly #maxConnections: number;
+  readonly #now: () => number;
+
+  // By guest port, then host port. Both are any u32, so that no number holds the two.
+  readonly #table = new Map<number, Map<number, Connection>>();
+  readonly #all = new Set<Connection>();
+  #last: Connection | null = null;
+  #nextHostPort = FIRST_HOST_PORT;
+
+  // A queue of turns: `#ready[#readyHead]` is next.
+  #ready: Connection[] = [];
+  #readyHead = 0;
+
+  readonly #header = new PacketHeader();
+  readonly #out = new PacketHeader();
+
+  // RSTs that belong to no connection: source port, destination port, type, destination CID,
+  // source CID, in a ring of rows.
+  readonly #strays = new Float64Array(MAX_STRAY_RESETS * STRAY_COLUMNS);
+  #strayHead = 0;
+  #strayCount = 0;
+
+  // Payload that waits for one gathering write, all of one connection.
+  readonly #gather: Segments;
+  #gathering: Connection | null = null;
+
+  #timed = new Set<Connection>();
+  #nextDeadline = Infinity;
+
+  /** Makes a muxer without connections, over `memory`. */
+  constructor(memory: GuestMemory, options: MuxerOptions) {
+    this.#gather = new Segments(memory);
+    this.#guestCid = options.guestCid;
+    this.#host = options.host;
+    this.#diagnostics = options.diagnostics;
+    this.#bufAlloc = options.bufAlloc;
+    this.#maxConnections = options.maxConnections;
+    this.#now = options.now;
+  }
+
+  /** Connections, those that linger included. */
+  get connectionCount(): number {
+    return this.#all.size;
+  }
+
+  /** True when connections or answers have something to send to the guest. */
+  get hasOutput(): boolean {
+    return this.#strayCount > 0 || this.#readyHead < this.#ready.length;
+  }
+
+  /** True when another packet of the guest can be answered. */
+  get canReceive(): boolean {
+    return this.#strayCount < MAX_STRAY_RESETS;
+  }
+
+  /** The memory that chains are in from now on; nothing is being gathered. */
+  setMemory(memory: GuestMemory): void {
+    this.#gather.memory = memory;
+    this.#gather.clear();
+  }
+
+  // -- From the guest --
+
+  /** Takes one packet from the guest; `chain` may be pushed after the next `flush()`. */
+  receive(chain: Chain): void {
+    const header = this.#header;
+    if (!header.readFrom(chain)) {
+      this.#diagnostics.fault(
+        "packet_short",
+        () =>
+          `a packet of ${chain.readableBytes} bytes is shorter than its header`,
+      );
+      return;
+    }
+    const op = header.op;
+    if (op !== VIRTIO_VSOCK_OP_RW) this.flush();
+
+    const { srcCid, dstCid, srcPort, dstPort } = header;
+    if (header.type !== VIRTIO_VSOCK_TYPE_STREAM) {
+      return this.#refuse(
+        "type_unknown",
+        () => `a packet of type ${header.type}`,
+      );
+    }
+    if (srcCid !== this.#guestCid) {
+      return this.#refuse(
+        "source_cid_wrong",
+        () => `a packet from CID ${srcCid}`,
+      );
+    }
+    if (dstCid !== VMADDR_CID_HOST) {
+      return this.#refuse(
+        "destination_cid_unknown",
+        () => `a packet to CID ${dstCid}`,
+      );
+    }
+
+    const connection = this.#find(srcPort, dstPort);
+    if (connection === null) {
+      if (op === VIRTIO_VSOCK_OP_REQUEST) this.#request(header);
+      else if (op === VIRTIO_VSOCK_OP_RST) {
+        this.#diagnostics.count("reset_unknown");
+      } else {this.#refuse("connection_unknown", () =>
+          `operation ${op} on no connection`);}
+      return;
+    }
+
+    connection.receiveCredit(header.bufAlloc, header.fwdCnt);
+    switch (op) {
+      case VIRTIO_VSOCK_OP_RW:
+        this.#data(connection, chain, header.len);
+        break;
+      case VIRTIO_VSOCK_OP_CREDIT_UPDATE:
+        break;
+      case VIRTIO_VSOCK_OP_CREDIT_REQUEST:
+        connection.receiveCreditRequest();
+        break;
+      case VIRTIO_VSOCK_OP_SHUTDOWN:
+        connection.receiveShutdown(header.flags);
+        break;
+      case VIRTIO_VSOCK_OP_RST:
+        connection.receiveReset();
+        break;
+      case VIRTIO_VSOCK_OP_RESPONSE:
+        connection.receiveResponse();
+        break;
+      case VIRTIO_VSOCK_OP_REQUEST:
+        this.#diagnostics.fault(
+          "request_duplicate",
+          () => `port ${srcPort} is already connected to port ${dstPort}`,
+        );
+        connection.reset();
+        break;
+      default:
+        this.#diagnostics.fault("operation_unknown", () => `operation ${op}`);
+        connection.reset();
+    }
+  }
+
+  /** Hands gathered payload to its host program; chains received before may be pushed then. */
+  flush(): void {
+    const connection = this.#gathering;
+    if (connection === null) return;
+    this.#gathering = null;
+    const gather = this.#gather;
+    connection.gathered(gather);
+    gather.clear();
+  }
+
+  #data(connection: Connection, chain: Chain, length: number): void {
+    if (length > chain.readableBytes - VSOCK_HEADER_SIZE) {
+      this.#diagnostics.fault(
+        "length_wrong",
+        () =>
+          `a packet of ${chain.readableBytes} bytes says that it carries ${length}`,
+      );
+      connection.reset();
+      return;
+    }
+    if (length === 0) return;
+    if (this.#gathering !== connection) this.flush();
+    if (!connection.receiveData(chain, length)) return;
+    const gather = this.#gather;
+    const rows = chain.readable;
+    let done = gather.add(chain, 0, rows, VSOCK_HEADER_SIZE, length);
+    this.#gathering = connection;
+    while (done < length) {
+      // The list is full.
+      this.flush();
+      done += gather.add(
+        chain,
+        0,
+        rows,
+        VSOCK_HEADER_SIZE + done,
+        length - done,
+      );
+      this.#gathering = connection;
+    }
+  }
+
+  #request(header: PacketHeader): void {
+    const { srcPort, dstPort } = header;
+    if (this.#all.size >= this.#maxConnections) {
+      return this.#refuse(
+        "connections_exhausted",
+        () => `${this.#all.size} connections are there`,
+      );
+    }
+    const connection = this.#add(srcPort, dstPort, null);
+    connection.credit.hear(header.bufAlloc, header.fwdCnt);
+    this.#host.connect(connection);
+  }
+
+  /** Counts a packet that nobody takes and answers it by RST, unless it is one. */
+  #refuse(kind: string, text: () => string): void {
+    this.#diagnostics.fault(kind, text);
+    const header = this.#header;
+    if (header.op === VIRTIO_VSOCK_OP_RST) return;
+    const at = ((this.#strayHead + this.#strayCount) % MAX_STRAY_RESETS) *
+      STRAY_COLUMNS;
+    const strays = this.#strays;
+    strays[at] = header.dstPort;
+    strays[at + 1] = header.srcPort;
+    strays[at + 2] = header.type;
+    strays[at + 3] = header.srcCid;
+    strays[at + 4] = header.dstCid;
+    this.#strayCount++;
+  }
+
+  // -- To the guest --
+
+  /**
+   * Sends what there is to send, turn by turn, until the guest has no receive buffer or the pass
+   * of `rx` has used up its share.
+   */
+  transmit(rx: RxWriter): void {
+    if (!this.#transmitStrays(rx)) return;
+    const header = this.#out;
+    while (this.#readyHead < this.#ready.length && !rx.exhausted) {
+      const connection = this.#ready[this.#readyHead]!;
+      const result = connection.transmit(rx, header);
+      if (result === TRANSMIT_STARVED) break;
+      this.#readyHead++;
+      if (result === TRANSMIT_MORE) this.#ready.push(connection);
+      else connection.scheduled = false;
+    }
+    // Dropping the front at each turn would move the rest each time.
+    if (this.#readyHead === this.#ready.length) {
+      this.#ready.length = 0;
+      this.#readyHead = 0;
+    } else if (this.#readyHead > 1024) {
+      this.#ready.splice(0, this.#readyHead);
+      this.#readyHead = 0;
+    }
+  }
+
+  #transmitStrays(rx: RxWriter): boolean {
+    const header = this.#out;
+    const strays = this.#strays;
+    while (this.#strayCount > 0) {
+      const at = this.#strayHead * STRAY_COLUMNS;
+      header.srcPort = strays[at]!;
+      header.dstPort = strays[at + 1]!;
+      header.type = strays[at + 2]!;
+      header.dstCid = strays[at + 3]!;
+      header.srcCid = strays[at + 4]!;
+      header.op = VIRTIO_VSOCK_OP_RST;
+      header.flags = 0;
+      header.bufAlloc = 0;
+      header.fwdCnt = 0;
+      if (!rx.sendControl(header)) return false;
+      this.#strayHead = (this.#strayHead + 1) % MAX_STRAY_RESETS;
+      this.#strayCount--;
+    }
+    return true;
+  }
+
+  // -- From the host side --
+
+  /**
+   * Connects a host program to a guest's port; `answer` hears of it, now or later.
+   *
+   * @throws {RangeError} when `guestPort` is no port.
+   */
+  connect(guestPort: number, answer: ConnectAnswer): PendingConnect {
+    if (
+      !(Number.isInteger(guestPort) && guestPort >= 0 &&
+        guestPort < VMADDR_PORT_ANY)
+    ) {
+      throw new RangeError(
+        `Cannot connect to guest port ${guestPort}: it is no port`,
+      );
+    }
+    if (this.#all.size >= this.#maxConnections) {
+      answer.refused("too many connections");
+      return { cancel: () => {} };
+    }
+    let hostPort = this.#nextHostPort;
+    while (this.#find(guestPort, hostPort) !== null) {
+      hostPort = followingHostPort(hostPort);
+    }
+    this.#nextHostPort = followingHostPort(hostPort);
+    const connection = this.#add(guestPort, hostPort, answer);
+    this.schedule(connection);
+    return connection;
+  }
+
+  /** Ends every connection by RST, which the next `transmit()` sends. */
+  resetAll(): void {
+    for (const connection of [...this.#all]) connection.reset();
+  }
+
+  /** Ends every connection for the host programs alone, as the guest is not there any more. */
+  abandonAll(): void {
+    this.#gathering = null;
+    this.#gather.clear();
+    this.#strayCount = 0;
+    for (const connection of [...this.#all]) connection.abandon();
+    for (const connection of this.#ready) connection.scheduled = false;
+    this.#ready.length = 0;
+    this.#readyHead = 0;
+  }
+
+  // -- Time --
+
+  /** When `expire` is due; Infinity where nothing waits. */
+  get nextDeadline(): number {
+    return this.#nextDeadline;
+  }
+
+  /** Handles what was due by `now`. */
+  expire(now: number): void {
+    if (now < this.#nextDeadline) return;
+    let next = Infinity;
+    this.#nextDeadline = Infinity;
+    for (const connection of [...this.#timed]) {
+      if (connection.deadline <= now) {
+        connection.deadline = Infinity;
+        this.#timed.delete(connection);
+        connection.expire();
+      }
+    }
+    for (const connection of this.#timed) {
+      if (connection.deadline < next) next = connection.deadline;
+    }
+    this.#nextDeadline = next;
+  }
+
+  // -- ConnectionOwner --
+
+  /** Gives a connection a turn. */
+  schedule(connection: Connection): void {
+    if (connection.scheduled) return;
+    connection.scheduled = true;
+    this.#ready.push(connection);
+  }
+
+  /** Frees the address tuple of a connection. */
+  forget(connection: Connection): void {
+    const byHostPort = this.#table.get(connection.guestPort);
+    if (byHostPort?.get(connection.hostPort) !== connection) return;
+    byHostPort.delete(connection.hostPort);
+    if (byHostPort.size === 0) this.#table.delete(connection.guestPort);
+    if (this.#last === connection) this.#last = null;
+  }
+
+  /** Forgets a connection whose host program has everything, too. */
+  finished(connection: Connection): void {
+    this.#all.delete(connection);
+    this.#timed.delete(connection);
+  }
+
+  /** Sets when a connection's time is up; Infinity for never. */
+  setTimer(connection: Connection, ms: number): void {
+    if (ms === Infinity) {
+      connection.deadline = Infinity;
+      this.#timed.delete(connection);
+      return;
+    }
+    const deadline = this.#now() + ms;
+    connection.deadline = deadline;
+    this.#timed.add(connection);
+    if (deadline < this.#nextDeadline) this.#nextDeadline = deadline;
+  }
+
+  /** Counts a fault of the guest. */
+  fault(kind: string, text: () => string): void {
+    this.#diagnostics.fault(kind, text);
+  }
+
+  #add(
+    guestPort: number,
+    hostPort: number,
+    answer: ConnectAnswer | null,
+  ): Connection {
+    const connection = new Connection(
+      this,
+      this.#guestCid,
+      guestPort,
+      hostPort,
+      this.#bufAlloc,
+      answer,
+    );
+    let byHostPort = this.#table.get(guestPort);
+    if (byHostPort === undefined) {
+      this.#table.set(guestPort, byHostPort = new Map());
+    }
+    byHostPort.set(hostPort, connection);
+    this.#all.add(connection);
+    return connection;
+  }
+
+  #find(guestPort: number, hostPort: number): Connection | null {
+    const last = this.#last;
+    if (
+      last !== null && last.guestPort === guestPort &&
+      last.hostPort === hostPort
+    ) return last;
+    const found = this.#table.get(guestPort)?.get(hostPort) ?? null;
+    if (found !== null) this.#last = found;
+    return found;
+  }
+}
+
+const STRAY_COLUMNS = 5;
+
+function followingHostPort(port: number): number {
+  return port + 1 < VMADDR_PORT_ANY ? port + 1 : FIRST_HOST_PORT;
+}

@@ -1,0 +1,443 @@
+import { mapPackedViews, packedEventPassed } from "./_packed.ts";
+import { RingError, type RingErrorCode } from "./errors.ts";
+import type { GuestMemory } from "./memory.ts";
+import type {
+  BufferList,
+  DriverQueue,
+  IndirectTables,
+  QueueConfig,
+  RingFormat,
+} from "./queue.ts";
+
+// Local copies of the constants in virtio_ring.ts; see packed_device.ts.
+const F_NEXT = 1;
+const F_WRITE = 2;
+const F_INDIRECT = 4;
+const F_AVAIL = 0x80;
+const F_USED = 0x8000;
+const F_AVAIL_USED = 0x8080;
+const EVENT_ENABLE = 0;
+const EVENT_DISABLE = 1;
+const EVENT_DESC = 2;
+
+const TWO_32 = 4294967296;
+/** Entries that a table may have at most. */
+const MAX_ENTRIES = 32768;
+/** Used buffers that are looked for ahead, in one go, with strong ordering. */
+const SCAN_BUFFERS = 64;
+
+/** What a {@link PackedDriver} can be told. */
+export type PackedDriverOptions = {
+  /** Where it may build indirect tables; without it every buffer is a chain in the ring. */
+  indirect?: IndirectTables;
+};
+
+/**
+ * Driver side of a packed virtqueue (virtio 1.4, 2.8).
+ *
+ * `publish()` stores the flags of the first head of a batch last and by Atomics; the device stops
+ * at a descriptor that is not available, so it sees all of the batch or nothing. The device is not
+ * trusted: lengths and descriptor counts by id are kept here and nothing is read back from the
+ * ring but the used descriptors, which are checked.
+ *
+ * The caller owns the memory and must not touch the ring while the queue is in use.
+ */
+export class PackedDriver implements DriverQueue {
+  /** Always `"packed"`. */
+  readonly format: RingFormat = "packed";
+  /** Descriptors. */
+  readonly size: number;
+
+  readonly #size: number;
+  readonly #eventIdx: boolean;
+  readonly #strong: boolean;
+  readonly #u16: Uint16Array;
+  readonly #u32: Uint32Array;
+  readonly #driverEvent: Uint16Array;
+  readonly #deviceEvent: Uint16Array;
+  // Indirect tables: words, guest address of the first, and entries of each (0: none).
+  readonly #tables: Uint32Array;
+  readonly #tablesAddress: number;
+  readonly #entries: number;
+
+  // Next descriptor to fill, with the flag bits that make one available there.
+  #next = 0;
+  #nextBits = F_AVAIL;
+  #free: number;
+  #inFlight = 0;
+  #usedLength = 0;
+
+  // Next descriptor to be used by the device, with the flag bits that say so.
+  #used = 0;
+  #usedBits = F_AVAIL_USED;
+  // Used buffers from #used on that were seen (strong ordering only).
+  #ready = 0;
+
+  // The batch since the last publish(): slots filled, and where it begins with which flags.
+  #stagedSlots = 0;
+  #stagedFirst = 0;
+  #stagedFlags = 0;
+  #batch = 0;
+  // Slots published since needsKick() was asked.
+  #moved = 0;
+  // What the driver event flags hold.
+  #eventFlags = EVENT_ENABLE;
+
+  // Free ids, as a stack; its height is size - inFlight.
+  readonly #ids: Uint16Array;
+  // By id: slots taken (0 is free), writable bytes, and the batch in which it was added.
+  readonly #slots: Uint16Array;
+  readonly #room: Float64Array;
+  readonly #batchOf: Float64Array;
+
+  #fault: RingError | null = null;
+
+  /**
+   * Sets up a queue over `memory` and clears its three areas.
+   *
+   * `config.driverArea` and `config.deviceArea` are the event suppression structures, 4 bytes
+   * each. With `options.indirect` (VIRTIO_F_INDIRECT_DESC negotiated) a buffer of 2 to `entries`
+   * segments takes one descriptor and a table; a longer one is chained in the ring.
+   *
+   * @throws {RingError} `BAD_QUEUE_SIZE` or `BAD_QUEUE_ADDRESS`, the latter also for the tables.
+   * @throws {TypeError} when tables are given but indirect descriptors were not negotiated.
+   * @throws {RangeError} when `entries` is not 1 to 32768.
+   */
+  constructor(
+    memory: GuestMemory,
+    config: QueueConfig,
+    options: PackedDriverOptions = {},
+  ) {
+    const views = mapPackedViews(memory, config);
+    const size = config.size;
+    this.size = size;
+    this.#size = size;
+    this.#eventIdx = config.eventIdx === true;
+    this.#strong = config.strongOrdering === true;
+    this.#u16 = views.u16;
+    this.#u32 = views.u32;
+    this.#driverEvent = views.driverEvent;
+    this.#deviceEvent = views.deviceEvent;
+    const { indirect } = options;
+    this.#tables = indirect === undefined
+      ? new Uint32Array(0)
+      : tablesOf(memory, config, indirect);
+    this.#tablesAddress = indirect === undefined ? 0 : indirect.address;
+    this.#entries = indirect === undefined ? 0 : indirect.entries;
+    this.#free = size;
+    this.#ids = new Uint16Array(size);
+    for (let i = 0; i < size; i++) this.#ids[i] = size - 1 - i;
+    this.#slots = new Uint16Array(size);
+    this.#room = new Float64Array(size);
+    this.#batchOf = new Float64Array(size);
+    views.u32.fill(0);
+    views.driverEvent.fill(0);
+    views.deviceEvent.fill(0);
+  }
+
+  /** Buffers that were added and not reclaimed. */
+  get inFlight(): number {
+    return this.#inFlight;
+  }
+
+  /** Descriptors that `add()` can still take. */
+  get free(): number {
+    return this.#free;
+  }
+
+  /** After `reclaim()` has returned a token: the bytes that the device says it wrote. */
+  get usedLength(): number {
+    return this.#usedLength;
+  }
+
+  /**
+   * Stages a buffer of one or more segments; the device does not see it before `publish()`.
+   *
+   * Returns its token, 0 to size - 1, which is free again once reclaimed; -1 where there is no
+   * room. With indirect tables a buffer of two or more segments takes one descriptor.
+   *
+   * @throws {RangeError} when the list is empty, can never fit, or has more than 2^32 bytes.
+   */
+  add(buffers: BufferList): number {
+    const count = buffers.count;
+    const entries = this.#entries;
+    const indirect = count > 1 && count <= entries;
+    if (count === 0 || (count > this.#size && !indirect)) {
+      throw new RangeError(
+        `Cannot add a buffer of ${count} segments to a queue of ${this.#size}`,
+      );
+    }
+    const slots = indirect ? 1 : count;
+    if (slots > this.#free) return -1;
+    const inFlight = this.#inFlight;
+    const id = this.#ids[this.#size - 1 - inFlight]!;
+    const address = buffers.address;
+    const length = buffers.length;
+    const readable = buffers.readable;
+    const u32 = this.#u32;
+    const size = this.#size;
+    const first = this.#next;
+    let total = 0;
+    let room = 0;
+    for (let i = 0; i < count; i++) {
+      const bytes = length[i]!;
+      total += bytes;
+      if (i >= readable) room += bytes;
+    }
+    if (total > TWO_32) {
+      throw new RangeError(`Cannot add a buffer of ${total} bytes`);
+    }
+    let slot = first;
+    let bits = this.#nextBits;
+    let firstFlags = 0;
+
+    if (indirect) {
+      const tables = this.#tables;
+      let word = id * entries * 4;
+      for (let i = 0; i < count; i++) {
+        const at = address[i]!;
+        tables[word] = at;
+        tables[word + 1] = at / TWO_32;
+        tables[word + 2] = length[i]!;
+        tables[word + 3] = i < readable ? 0 : F_WRITE << 16;
+        word += 4;
+      }
+      const table = this.#tablesAddress + id * entries * 16;
+      firstFlags = bits | F_INDIRECT;
+      u32[slot * 4] = table;
+      u32[slot * 4 + 1] = table / TWO_32;
+      u32[slot * 4 + 2] = count * 16;
+      slot++;
+      if (slot === size) {
+        slot = 0;
+        bits ^= F_AVAIL_USED;
+      }
+    } else {
+      for (let i = 0; i < count; i++) {
+        const at = address[i]!;
+        u32[slot * 4] = at;
+        u32[slot * 4 + 1] = at / TWO_32;
+        u32[slot * 4 + 2] = length[i]!;
+        let flags = bits;
+        if (i >= readable) flags |= F_WRITE;
+        if (i !== count - 1) flags |= F_NEXT;
+        if (i === 0) {
+          firstFlags = flags;
+        } else {
+          u32[slot * 4 + 3] = id | (flags << 16);
+        }
+        slot++;
+        if (slot === size) {
+          slot = 0;
+          bits ^= F_AVAIL_USED;
+        }
+      }
+    }
+    if (this.#stagedSlots === 0) {
+      // Its flags make the whole batch available: publish() stores them.
+      this.#stagedFirst = first;
+      this.#stagedFlags = firstFlags;
+      this.#u16[first * 8 + 6] = id;
+    } else {
+      u32[first * 4 + 3] = id | (firstFlags << 16);
+    }
+    this.#stagedSlots += slots;
+    this.#next = slot;
+    this.#nextBits = bits;
+    this.#free -= slots;
+    this.#inFlight = inFlight + 1;
+    this.#slots[id] = slots;
+    this.#room[id] = room;
+    this.#batchOf[id] = this.#batch;
+    return id;
+  }
+
+  /** Makes all staged buffers visible to the device; false where there were none. */
+  publish(): boolean {
+    const staged = this.#stagedSlots;
+    if (staged === 0) return false;
+    Atomics.store(this.#u16, this.#stagedFirst * 8 + 7, this.#stagedFlags);
+    this.#stagedSlots = 0;
+    this.#moved += staged;
+    this.#batch++;
+    return true;
+  }
+
+  /**
+   * Tells, after `publish()`, whether the device wants a kick for what was published.
+   *
+   * A reserved value of its flags counts as enabled (virtio 1.4, 2.8.10).
+   */
+  needsKick(): boolean {
+    const moved = this.#moved;
+    this.#moved = 0;
+    if (moved === 0) return false;
+    const event = this.#deviceEvent;
+    const flags = Atomics.load(event, 1) & 3;
+    if (flags !== EVENT_DESC || !this.#eventIdx) return flags !== EVENT_DISABLE;
+    // Where the published part ends; usually nothing is staged by now.
+    let position = this.#next - this.#stagedSlots;
+    let wrap = this.#nextBits === F_AVAIL ? 1 : 0;
+    if (position < 0) {
+      position += this.#size;
+      wrap ^= 1;
+    }
+    const offWrap = Atomics.load(event, 0);
+    return packedEventPassed(offWrap, position, wrap, moved, this.#size);
+  }
+
+  /**
+   * Takes back one used buffer: its token, with `usedLength` set, or -1 where there is none.
+   *
+   * A used descriptor without VIRTQ_DESC_F_WRITE has no length: 0 (virtio 1.4, 2.8.4).
+   *
+   * @throws {RingError} `USED_ID_UNKNOWN` or `USED_LEN_TOO_LARGE` when the device's entry is no
+   * lawful completion; then at each further call.
+   */
+  reclaim(): number {
+    if (this.#fault !== null) throw this.#fault;
+    const used = this.#used;
+    const bits = this.#usedBits;
+    let flags = 0;
+    if (!this.#strong) {
+      flags = Atomics.load(this.#u16, used * 8 + 7);
+    } else {
+      if (this.#ready === 0 && !this.#scan()) return -1;
+      flags = this.#u16[used * 8 + 7]!;
+    }
+    if ((flags & F_AVAIL_USED) !== bits) {
+      this.#ready = 0;
+      return -1;
+    }
+    const id = this.#u16[used * 8 + 6]!;
+    const length = (flags & F_WRITE) === 0 ? 0 : this.#u32[used * 4 + 2]!;
+    const slots = this.#slots[id];
+    // Staged ones are not the device's yet.
+    if (
+      slots === undefined || slots === 0 || this.#batchOf[id] === this.#batch
+    ) {
+      return this.#stop("USED_ID_UNKNOWN", `id ${id} is not in flight`);
+    }
+    if (length > this.#room[id]!) {
+      return this.#stop(
+        "USED_LEN_TOO_LARGE",
+        `${length} bytes written to buffer ${id} of ${this.#room[id]}`,
+      );
+    }
+    this.#slots[id] = 0;
+    const inFlight = this.#inFlight - 1;
+    this.#ids[this.#size - 1 - inFlight] = id;
+    this.#inFlight = inFlight;
+    this.#free += slots;
+    const next = used + slots;
+    if (next >= this.#size) {
+      this.#used = next - this.#size;
+      this.#usedBits = bits ^ F_AVAIL_USED;
+    } else {
+      this.#used = next;
+    }
+    if (this.#ready !== 0) this.#ready--;
+    this.#usedLength = length;
+    return id;
+  }
+
+  #stop(code: RingErrorCode, why: string): never {
+    this.#fault = new RingError(
+      code,
+      "2.8.22",
+      `Cannot reclaim a buffer: ${why}`,
+      true,
+    );
+    throw this.#fault;
+  }
+
+  // Counts used descriptors ahead plainly, then loads the flags of the last one by Atomics: see
+  // PackedDevice.#scan(). What is read here is only a hint of where the next one is.
+  #scan(): boolean {
+    const u16 = this.#u16;
+    const size = this.#size;
+    let bits = this.#usedBits;
+    let slot = this.#used;
+    let last = slot;
+    let run = 0;
+    while (
+      run < SCAN_BUFFERS && (u16[slot * 8 + 7]! & F_AVAIL_USED) === bits
+    ) {
+      last = slot;
+      run++;
+      const id = u16[slot * 8 + 6]!;
+      if (id >= size) break;
+      slot += this.#slots[id]!;
+      if (slot >= size) {
+        slot -= size;
+        bits ^= F_AVAIL_USED;
+      }
+    }
+    this.#ready = run;
+    if (run === 0) return false;
+    Atomics.load(u16, last * 8 + 7);
+    return true;
+  }
+
+  /**
+   * Asks the device for interrupts; true when a completion arrived meanwhile.
+   *
+   * With EVENT_IDX for the next descriptor that the device uses, else for any. False once the
+   * device has broken the rules.
+   */
+  armInterrupts(): boolean {
+    if (this.#fault !== null) return false;
+    const event = this.#driverEvent;
+    const used = this.#used;
+    const bits = this.#usedBits;
+    const flags = this.#eventIdx ? EVENT_DESC : EVENT_ENABLE;
+    if (flags === EVENT_DESC) Atomics.store(event, 0, used | (bits & F_USED));
+    if (this.#eventFlags !== flags) {
+      Atomics.store(event, 1, flags);
+      this.#eventFlags = flags;
+    }
+    return (Atomics.load(this.#u16, used * 8 + 7) & F_AVAIL_USED) === bits;
+  }
+
+  /**
+   * Tells the device that interrupts are not needed; a hint.
+   *
+   * With EVENT_IDX the event that was armed last lies behind once the device has passed it, so
+   * that nothing needs to be written.
+   */
+  disarmInterrupts(): void {
+    const flags = this.#eventFlags;
+    if (flags === EVENT_DISABLE || flags === EVENT_DESC) return;
+    this.#driverEvent[1] = EVENT_DISABLE;
+    this.#eventFlags = EVENT_DISABLE;
+  }
+}
+
+function tablesOf(
+  memory: GuestMemory,
+  config: QueueConfig,
+  { address, entries }: IndirectTables,
+): Uint32Array {
+  if (config.indirect !== true) {
+    throw new TypeError(
+      "Cannot use indirect tables: VIRTIO_F_INDIRECT_DESC was not negotiated",
+    );
+  }
+  if (!Number.isInteger(entries) || entries < 1 || entries > MAX_ENTRIES) {
+    throw new RangeError(`Cannot make indirect tables of ${entries} entries`);
+  }
+  const length = config.size * entries * 16;
+  if (
+    !Number.isSafeInteger(address) || address < 0 || address % 16 !== 0 ||
+    memory.locate(address) < 0 || memory.foundRoom < length
+  ) {
+    throw new RingError(
+      "BAD_QUEUE_ADDRESS",
+      "2.8.7",
+      `Cannot use indirect tables at ${address}: no region holds ${length} bytes there`,
+      true,
+    );
+  }
+  const bytes = memory.bytes(address, length);
+  return new Uint32Array(bytes.buffer, bytes.byteOffset, length / 4);
+}

@@ -39,9 +39,8 @@ const CREDIT_RETRY_MAX_MS = 1_000;
 
 /** Bytes that one connection sends to the guest before the next one has its turn. */
 const QUANTUM_BYTES = 65_536;
-/** First guess of how much a host program has to say; doubled when it had more. */
-const READ_HINT_MIN_BYTES = 4_096;
-const READ_HINT_MAX_BYTES = 131_072;
+/** Receive buffers that one read fills at most; a connection comes to that by doubling from 1. */
+const READ_HINT_MAX_BUFFERS = 32;
 
 /**
  * Where a connection stands.
@@ -118,7 +117,7 @@ export class Connection implements StreamEvents, ConnectRequest {
   #wantShutdown = 0;
   #sentShutdown = 0;
   #readable = false;
-  #readHint = READ_HINT_MIN_BYTES;
+  #readHint = 1;
   #creditRetryMs = 0;
 
   // From the guest.
@@ -491,26 +490,23 @@ export class Connection implements StreamEvents, ConnectRequest {
       const free = credit.peerFree;
       if (free === 0) return this.#askForCredit(rx, header);
       const hint = this.#readHint;
-      const limit = Math.min(free, hint);
+      const packets = credit.packetsFree < hint ? credit.packetsFree : hint;
       this.#fill(header, VIRTIO_VSOCK_OP_RW, 0);
-      const got = rx.sendData(
-        header,
-        credit,
-        stream,
-        limit,
-        credit.packetsFree,
-      );
+      const got = rx.sendData(header, credit, stream, free, packets);
       if (got > 0) {
         this.#told();
         quantum -= got;
-        if (got === hint && hint < READ_HINT_MAX_BYTES) {
-          this.#readHint = hint * 2;
-        } else if (got < hint >>> 2 && hint > READ_HINT_MIN_BYTES) {
+        if (got === rx.offered) {
+          if (hint < READ_HINT_MAX_BUFFERS) this.#readHint = hint * 2;
+        } else if (got < rx.offered >>> 2 && hint > 1) {
           this.#readHint = hint >>> 1;
         }
         continue;
       }
-      if (got === RX_STARVED) return TRANSMIT_STARVED;
+      // Who got something has had its turn, so that few buffers are shared as well.
+      if (got === RX_STARVED) {
+        return quantum < QUANTUM_BYTES ? TRANSMIT_MORE : TRANSMIT_STARVED;
+      }
       this.#readable = false;
       if (got === STREAM_AGAIN) return TRANSMIT_DONE;
       if (got === STREAM_EOF) {

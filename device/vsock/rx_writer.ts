@@ -27,6 +27,8 @@ const MAX_BUFFERS_PER_PASS = 512;
 export class RxWriter {
   /** True when the last packet found no buffer; a kick of the rx queue clears it. */
   starved = false;
+  /** Payload bytes that the last `sendData` offered to its stream. */
+  offered = 0;
   /** Raised when the guest broke the queue; the device stops it. */
   fault: RingError | null = null;
 
@@ -154,6 +156,7 @@ export class RxWriter {
       packets++;
     }
     if (packets === 0) return RX_STARVED;
+    this.offered = segments.bytes;
     const got = stream.read(segments);
     if (got <= 0) return got;
 
@@ -186,7 +189,8 @@ export class RxWriter {
       }
       try {
         if (!queue.pop(chain)) {
-          this.starved = true;
+          // With others held, a packet can still be sent.
+          this.starved = this.#held === 0;
           return false;
         }
       } catch (error) {

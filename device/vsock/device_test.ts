@@ -1,0 +1,1136 @@
+import { assert, assertEquals, assertThrows } from "@std/assert";
+import { GuestMemory } from "../../ring/memory.ts";
+import { PackedDriver } from "../../ring/packed_driver.ts";
+import { BufferList, type DriverQueue } from "../../ring/queue.ts";
+import { SplitDriver } from "../../ring/split_driver.ts";
+import { Diagnostics } from "../diagnostics.ts";
+import { featureMask, VirtioDevice } from "../virtio_device.ts";
+import { CONNECT_TIMEOUT_MS, DISCONNECT_TIMEOUT_MS } from "./connection.ts";
+import { VsockDevice, type VsockDeviceOptions } from "./device.ts";
+import {
+  type ConnectRequest,
+  type HostSide,
+  type HostStream,
+  STREAM_AGAIN,
+  STREAM_BROKEN,
+  STREAM_EOF,
+  type StreamEvents,
+} from "./host.ts";
+import { MAX_STRAY_RESETS } from "./muxer.ts";
+import type { Segments } from "./segments.ts";
+
+const REQUEST = 1,
+  RESPONSE = 2,
+  RST = 3,
+  SHUTDOWN = 4,
+  RW = 5,
+  UPDATE = 6,
+  ASK = 7;
+const CID = 42;
+const RINGS = ["split", "packed"] as const;
+
+type Packet = {
+  srcCid: number;
+  dstCid: number;
+  srcPort: number;
+  dstPort: number;
+  len: number;
+  type: number;
+  op: number;
+  flags: number;
+  bufAlloc: number;
+  fwdCnt: number;
+  payload: number[];
+};
+
+/** The host's end of a stream, which does what a test says. */
+class Stream implements HostStream {
+  events: StreamEvents | null = null;
+  /** Bytes that it takes before it is full. */
+  room = Infinity;
+  broken = false;
+  written: number[] = [];
+  writes = 0;
+  input: number[] = [];
+  atEnd: typeof STREAM_AGAIN | typeof STREAM_EOF | typeof STREAM_BROKEN =
+    STREAM_AGAIN;
+  calls: string[] = [];
+
+  write(from: Segments): number {
+    const bytes = new Uint8Array(from.bytes);
+    from.copyTo(bytes);
+    return this.writeBytes(bytes);
+  }
+  writeBytes(from: Uint8Array): number {
+    this.writes++;
+    if (this.broken) return STREAM_BROKEN;
+    const take = Math.min(from.length, this.room);
+    this.written.push(...from.subarray(0, take));
+    this.room -= take;
+    return take;
+  }
+  read(into: Segments): number {
+    if (this.input.length === 0) return this.atEnd;
+    const got = into.copyFrom(Uint8Array.from(this.input));
+    this.input.splice(0, got);
+    return got;
+  }
+  shutdownWrite(): void {
+    this.calls.push("shutdownWrite");
+  }
+  shutdownRead(): void {
+    this.calls.push("shutdownRead");
+  }
+  close(reset: boolean): void {
+    this.calls.push(reset ? "reset" : "close");
+  }
+  say(...bytes: number[]): void {
+    this.input = this.input.concat(bytes);
+    this.events!.hostReadable();
+  }
+  end(how: typeof STREAM_EOF | typeof STREAM_BROKEN): void {
+    this.atEnd = how;
+    this.events!.hostReadable();
+  }
+}
+
+/** A host side on whose port 1234 somebody listens, and on 1235 somebody who takes his time. */
+class Host implements HostSide {
+  streams: Stream[] = [];
+  slow: ConnectRequest[] = [];
+  connect(request: ConnectRequest): void {
+    if (request.hostPort === 1235) this.slow.push(request);
+    else if (request.hostPort === 1234) this.accept(request);
+    else request.refuse();
+  }
+  accept(request: ConnectRequest): boolean {
+    return request.accept((events) => this.open(events));
+  }
+  open(events: StreamEvents): Stream {
+    const stream = new Stream();
+    stream.events = events;
+    this.streams.push(stream);
+    return stream;
+  }
+}
+
+/** A driver that sends and receives packets byte by byte, and believes nothing. */
+class Guest {
+  readonly memory = new GuestMemory([
+    { guestAddress: 0, size: 1 << 21, buffer: new ArrayBuffer(1 << 21) },
+  ]);
+  readonly host = new Host();
+  readonly diagnostics = new Diagnostics();
+  readonly vsock: VsockDevice;
+  readonly virtio: VirtioDevice;
+  readonly queues: DriverQueue[] = [];
+  readonly interrupts = [0, 0, 0];
+  readonly size = 32;
+  now = 0;
+  rxBytes: number;
+  #txBuffers: number[] = [];
+  #rxTokens = new Map<number, number>();
+  #txTokens = new Map<number, number>();
+
+  constructor(
+    ring: typeof RINGS[number],
+    options: Partial<VsockDeviceOptions> = {},
+    rxBytes = 4096,
+  ) {
+    this.rxBytes = rxBytes;
+    this.vsock = new VsockDevice({
+      guestCid: CID,
+      host: this.host,
+      diagnostics: this.diagnostics,
+      now: () => this.now,
+      ...options,
+    });
+    this.virtio = new VirtioDevice(this.vsock, {
+      ring,
+      diagnostics: this.diagnostics,
+    });
+    this.vsock.attach(this.virtio);
+    this.virtio.connect({
+      interrupt: (index) => this.interrupts[index]!++,
+      configChanged: () => {},
+    });
+    this.virtio.setMemory(this.memory);
+    this.start();
+  }
+
+  start(): void {
+    const { virtio } = this;
+    virtio.setStatus(1 | 2);
+    virtio.setFeatures(virtio.offeredFeatures);
+    virtio.setStatus(1 | 2 | 8);
+    assertEquals(virtio.status & 8, 8);
+    this.queues.length = 0;
+    this.#txBuffers = [];
+    for (let i = 0; i < this.size; i++) this.#txBuffers.push(i);
+    for (let index = 0; index < 3; index++) {
+      const setup = {
+        size: this.size,
+        descriptorArea: index * 0x2000,
+        driverArea: index * 0x2000 + 0x800,
+        deviceArea: index * 0x2000 + 0x1000,
+      };
+      this.memory.bytes(setup.descriptorArea, 0x2000).fill(0);
+      const config = { ...setup, eventIdx: true };
+      this.queues.push(
+        virtio.ringFormat === "packed"
+          ? new PackedDriver(this.memory, config)
+          : new SplitDriver(this.memory, config),
+      );
+      virtio.setupQueue(index, setup);
+      virtio.startQueue(index, null);
+    }
+    for (let index = 0; index < 3; index++) virtio.enableQueue(index, true);
+    virtio.setStatus(1 | 2 | 8 | 4);
+  }
+
+  /** Offers `count` receive buffers. */
+  post(count = this.size): void {
+    const rx = this.queues[0]!;
+    for (let i = 0; i < count && rx.free > 0; i++) {
+      const used = new Set(this.#rxTokens.values());
+      let slot = 0;
+      while (used.has(slot)) slot++;
+      const address = 0x10000 + slot * 0x4000;
+      const token = rx.add(new BufferList().addWritable(address, this.rxBytes));
+      this.#rxTokens.set(token, slot);
+    }
+    if (rx.publish() && rx.needsKick()) this.virtio.kick(0);
+  }
+
+  /** Sends bytes in descriptors of the given lengths, the rest in a last one. */
+  raw(bytes: Uint8Array, ...lengths: number[]): void {
+    const tx = this.queues[1]!;
+    this.reclaim();
+    const slot = this.#txBuffers.pop()!;
+    const address = 0x100000 + slot * 0x8000;
+    this.memory.bytes(address, bytes.length).set(bytes);
+    const list = new BufferList();
+    let at = 0;
+    for (const length of lengths) {
+      list.addReadable(address + at, length);
+      at += length;
+    }
+    if (at < bytes.length) list.addReadable(address + at, bytes.length - at);
+    const token = tx.add(list);
+    assert(token >= 0, "the transmit queue is full");
+    this.#txTokens.set(token, slot);
+    if (tx.publish() && tx.needsKick()) this.virtio.kick(1);
+  }
+
+  /** Sends a packet from port 5 to port 1234. */
+  send(fields: Partial<Packet>, payload: number[] | Uint8Array = []): void {
+    this.raw(packetBytes({ len: payload.length, ...fields }, payload));
+  }
+
+  /** Takes transmitted buffers back and says how many; each was used with length 0. */
+  reclaim(): number {
+    const tx = this.queues[1]!;
+    let count = 0;
+    for (let token = tx.reclaim(); token >= 0; token = tx.reclaim()) {
+      assertEquals(tx.usedLength, 0);
+      this.#txBuffers.push(this.#txTokens.get(token)!);
+      this.#txTokens.delete(token);
+      count++;
+    }
+    return count;
+  }
+
+  /** Lets the device work until it is idle and returns what it sent. */
+  run(): Packet[] {
+    while (this.vsock.process());
+    return this.receive();
+  }
+
+  receive(): Packet[] {
+    const rx = this.queues[0]!;
+    const packets: Packet[] = [];
+    for (let token = rx.reclaim(); token >= 0; token = rx.reclaim()) {
+      const slot = this.#rxTokens.get(token)!;
+      this.#rxTokens.delete(token);
+      const bytes = this.memory.bytes(0x10000 + slot * 0x4000, rx.usedLength);
+      packets.push(parse(bytes));
+    }
+    return packets;
+  }
+
+  /** Connects port 5 to port 1234. */
+  connect(fields: Partial<Packet> = {}): Stream {
+    this.send({ op: REQUEST, ...fields });
+    const [response] = this.run();
+    assertEquals(response!.op, RESPONSE);
+    return this.host.streams.at(-1)!;
+  }
+
+  count(kind: string): number {
+    return this.diagnostics.counters.get(kind) ?? 0;
+  }
+}
+
+function packetBytes(
+  fields: Partial<Packet>,
+  payload: number[] | Uint8Array,
+): Uint8Array {
+  const bytes = new Uint8Array(44 + payload.length);
+  const view = new DataView(bytes.buffer);
+  view.setBigUint64(0, BigInt(fields.srcCid ?? CID), true);
+  view.setBigUint64(8, BigInt(fields.dstCid ?? 2), true);
+  view.setUint32(16, fields.srcPort ?? 5, true);
+  view.setUint32(20, fields.dstPort ?? 1234, true);
+  view.setUint32(24, fields.len ?? payload.length, true);
+  view.setUint16(28, fields.type ?? 1, true);
+  view.setUint16(30, fields.op ?? RW, true);
+  view.setUint32(32, fields.flags ?? 0, true);
+  view.setUint32(36, fields.bufAlloc ?? 262_144, true);
+  view.setUint32(40, fields.fwdCnt ?? 0, true);
+  bytes.set(payload, 44);
+  return bytes;
+}
+
+function parse(bytes: Uint8Array): Packet {
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
+  const packet = {
+    srcCid: Number(view.getBigUint64(0, true)),
+    dstCid: Number(view.getBigUint64(8, true)),
+    srcPort: view.getUint32(16, true),
+    dstPort: view.getUint32(20, true),
+    len: view.getUint32(24, true),
+    type: view.getUint16(28, true),
+    op: view.getUint16(30, true),
+    flags: view.getUint32(32, true),
+    bufAlloc: view.getUint32(36, true),
+    fwdCnt: view.getUint32(40, true),
+    payload: [...bytes.subarray(44)],
+  };
+  assertEquals(packet.payload.length, packet.len, "used.len is 44 + len");
+  return packet;
+}
+
+function test(
+  name: string,
+  body: (
+    guest: (options?: Partial<VsockDeviceOptions>, rxBytes?: number) => Guest,
+  ) => void,
+) {
+  for (const ring of RINGS) {
+    Deno.test(`${name} (${ring})`, () =>
+      body((options, rxBytes) => new Guest(ring, options, rxBytes)));
+  }
+}
+
+const ops = (packets: Packet[]): number[] => packets.map((packet) => packet.op);
+
+test("VsockDevice answers a REQUEST by RESPONSE with its credit", (start) => {
+  const guest = start();
+  guest.post();
+  guest.send({ op: REQUEST });
+  assertEquals(guest.run(), [{
+    srcCid: 2,
+    dstCid: CID,
+    srcPort: 1234,
+    dstPort: 5,
+    len: 0,
+    type: 1,
+    op: RESPONSE,
+    flags: 0,
+    bufAlloc: 262_144,
+    fwdCnt: 0,
+    payload: [],
+  }]);
+  assertEquals(guest.reclaim(), 1);
+  assert(guest.interrupts[0]! > 0);
+});
+
+test("VsockDevice answers a REQUEST to nobody by RST", (start) => {
+  const guest = start();
+  guest.post();
+  guest.send({ op: REQUEST, dstPort: 99 });
+  const [rst] = guest.run();
+  assertEquals([rst!.op, rst!.srcPort, rst!.dstPort, rst!.type], [
+    RST,
+    99,
+    5,
+    1,
+  ]);
+  assertEquals(guest.vsock.connectionCount, 0);
+});
+
+test("VsockDevice carries bytes both ways", (start) => {
+  const guest = start();
+  guest.post();
+  const stream = guest.connect();
+  guest.send({}, [1, 2, 3]);
+  assertEquals(guest.run(), []);
+  assertEquals(stream.written, [1, 2, 3]);
+  stream.say(7, 8, 9, 10);
+  const [data] = guest.run();
+  assertEquals([data!.op, data!.payload, data!.fwdCnt], [RW, [7, 8, 9, 10], 3]);
+});
+
+test("VsockDevice takes a packet whose header and payload are cut anywhere", (start) => {
+  const guest = start();
+  guest.post();
+  const stream = guest.connect();
+  const expected: number[] = [];
+  for (const cut of [[1], [43], [44], [45], [10, 34, 1, 1], [20, 20, 20]]) {
+    const payload = Array.from(
+      { length: 30 },
+      (_, i) => expected.length + i & 0xff,
+    );
+    expected.push(...payload);
+    guest.raw(packetBytes({}, payload), ...cut);
+  }
+  guest.run();
+  assertEquals(stream.written, expected);
+  assertEquals(guest.reclaim(), 6);
+});
+
+test("VsockDevice uses only the first len bytes of a longer buffer", (start) => {
+  const guest = start();
+  guest.post();
+  const stream = guest.connect();
+  guest.send({ len: 2 }, [1, 2, 3, 4, 5]);
+  guest.run();
+  assertEquals(stream.written, [1, 2]);
+});
+
+test("VsockDevice gathers consecutive packets into one write", (start) => {
+  const guest = start();
+  guest.post();
+  const stream = guest.connect();
+  for (let i = 0; i < 20; i++) guest.send({}, [i]);
+  guest.run();
+  assertEquals(stream.written.length, 20);
+  assertEquals(stream.writes, 1);
+});
+
+test("VsockDevice cuts the host's bytes to the guest's buffers", (start) => {
+  const guest = start({}, 100);
+  guest.post();
+  const stream = guest.connect();
+  const bytes = Array.from({ length: 150 }, (_, i) => i);
+  stream.say(...bytes);
+  const packets = guest.run();
+  assertEquals(packets.map(({ len }) => len), [56, 56, 38]);
+  assertEquals(packets.flatMap(({ payload }) => payload), bytes);
+});
+
+test("VsockDevice keeps what the host program does not take, and then advertises the room", (start) => {
+  const guest = start({ bufAlloc: 1000 });
+  guest.post();
+  const stream = guest.connect();
+  stream.room = 100;
+  guest.send({}, new Uint8Array(300).fill(1));
+  guest.send({}, new Uint8Array(400).fill(2));
+  assertEquals(guest.run(), []);
+  assertEquals(stream.written.length, 100);
+  stream.room = Infinity;
+  stream.events!.hostWritable();
+  const [update] = guest.run();
+  assertEquals([update!.op, update!.fwdCnt, update!.bufAlloc], [
+    UPDATE,
+    700,
+    1000,
+  ]);
+  assertEquals(stream.written, [...Array(300).fill(1), ...Array(400).fill(2)]);
+});
+
+test("VsockDevice resets a guest that sends more than it was granted", (start) => {
+  const guest = start({ bufAlloc: 1000 });
+  guest.post();
+  const stream = guest.connect();
+  stream.room = 0;
+  guest.send({}, new Uint8Array(1000));
+  guest.send({}, [1]);
+  assertEquals(ops(guest.run()), [RST]);
+  assertEquals(guest.count("credit_exceeded"), 1);
+  assertEquals(stream.calls, ["reset"]);
+});
+
+test("VsockDevice sends no more than the guest has room for, and goes on when it has", (start) => {
+  const guest = start();
+  guest.post();
+  const stream = guest.connect({ bufAlloc: 5000 });
+  stream.say(...Array(12_500).fill(1));
+  const sent = (): number => guest.run().reduce((sum, { len }) => sum + len, 0);
+  assertEquals(sent(), 5000);
+  assertEquals(sent(), 0);
+  guest.send({ op: UPDATE, bufAlloc: 5000, fwdCnt: 5000 });
+  assertEquals(sent(), 5000);
+  guest.send({ op: UPDATE, bufAlloc: 5000, fwdCnt: 7500 });
+  assertEquals(sent(), 2500);
+  guest.send({ op: UPDATE, bufAlloc: 5000, fwdCnt: 7500 });
+  assertEquals(sent(), 0);
+});
+
+test("VsockDevice asks a guest without room for credit, ever more rarely", (start) => {
+  const guest = start();
+  guest.post();
+  const stream = guest.connect({ bufAlloc: 4096 });
+  stream.say(...Array(8192).fill(1));
+  guest.run();
+  let asked = 0;
+  for (guest.now = 0; guest.now < 10_000; guest.now += 5) {
+    guest.vsock.expire(guest.now);
+    for (const { op } of guest.run()) {
+      assertEquals(op, ASK);
+      asked++;
+      // A guest that answers and still has no room is not a reason to ask at once.
+      guest.send({ op: UPDATE, bufAlloc: 4096, fwdCnt: 0 });
+    }
+    guest.post();
+  }
+  assert(asked >= 5 && asked <= 20, `asked ${asked} times`);
+});
+
+test("VsockDevice answers a CREDIT_REQUEST", (start) => {
+  const guest = start();
+  guest.post();
+  guest.connect();
+  guest.send({ op: ASK });
+  assertEquals(ops(guest.run()), [UPDATE]);
+});
+
+test("VsockDevice limits the packets that a guest has unread", (start) => {
+  const guest = start();
+  guest.post();
+  const stream = guest.connect({ bufAlloc: 8 * 1024 });
+  let packets = 0;
+  for (let i = 0; i < 20; i++) {
+    stream.say(1);
+    packets += guest.run().filter(({ op }) => op === RW).length;
+    guest.post();
+  }
+  assertEquals(packets, 8);
+});
+
+test("VsockDevice delivers what was sent before the guest's half-close", (start) => {
+  const guest = start();
+  guest.post();
+  const stream = guest.connect();
+  stream.room = 1;
+  guest.send({}, [1, 2]);
+  guest.send({ op: SHUTDOWN, flags: 2 });
+  guest.run();
+  assertEquals(stream.calls, [], "not while bytes wait");
+  stream.room = Infinity;
+  stream.events!.hostWritable();
+  assertEquals([stream.written, stream.calls], [[1, 2], ["shutdownWrite"]]);
+  stream.say(3);
+  assertEquals(
+    guest.run().map(({ payload }) => payload),
+    [[3]],
+    "the other direction is open",
+  );
+});
+
+test("VsockDevice tells the guest of the host's half-close, after its bytes", (start) => {
+  const guest = start();
+  guest.post();
+  const stream = guest.connect();
+  stream.input.push(1, 2);
+  stream.end(STREAM_EOF);
+  const [data, shutdown] = guest.run();
+  assertEquals([data!.op, data!.payload], [RW, [1, 2]]);
+  assertEquals([shutdown!.op, shutdown!.flags], [SHUTDOWN, 2]);
+  guest.send({}, [9]);
+  guest.run();
+  assertEquals(stream.written, [9]);
+});
+
+test("VsockDevice stops reading for a guest that receives no more", (start) => {
+  const guest = start();
+  guest.post();
+  const stream = guest.connect();
+  guest.send({ op: SHUTDOWN, flags: 1 });
+  guest.run();
+  assertEquals(stream.calls, ["shutdownRead"]);
+  stream.say(1, 2, 3);
+  assertEquals(guest.run(), []);
+  stream.events!.hostHangup();
+  const [shutdown] = guest.run();
+  assertEquals([shutdown!.op, shutdown!.flags], [SHUTDOWN, 3]);
+});
+
+test("VsockDevice confirms a close by RST; hints of SHUTDOWN accumulate", (start) => {
+  const guest = start();
+  guest.post();
+  const stream = guest.connect();
+  guest.send({ op: SHUTDOWN, flags: 1 });
+  guest.send({ op: SHUTDOWN, flags: 2 });
+  assertEquals(ops(guest.run()), [RST]);
+  assertEquals(stream.calls.at(-1), "close");
+  assertEquals(guest.vsock.connectionCount, 0);
+  guest.connect();
+});
+
+test("VsockDevice delivers what a guest sent before its close, however slow the host program", (start) => {
+  const guest = start();
+  guest.post();
+  const stream = guest.connect();
+  stream.room = 1;
+  guest.send({}, [1, 2, 3]);
+  guest.send({ op: SHUTDOWN, flags: 3 });
+  assertEquals(ops(guest.run()), [RST], "the guest need not wait");
+  guest.connect();
+  assertEquals(guest.vsock.connectionCount, 2);
+  stream.room = 1;
+  stream.events!.hostWritable();
+  assertEquals(stream.calls, []);
+  stream.room = Infinity;
+  stream.events!.hostWritable();
+  assertEquals([stream.written, stream.calls], [[1, 2, 3], ["close"]]);
+  assertEquals(guest.vsock.connectionCount, 1);
+});
+
+test("VsockDevice forgets a lingering connection when its host program dies", (start) => {
+  const guest = start();
+  guest.post();
+  const stream = guest.connect();
+  stream.room = 1;
+  guest.send({}, [1, 2, 3]);
+  guest.send({ op: SHUTDOWN, flags: 3 });
+  guest.run();
+  assertEquals(guest.vsock.connectionCount, 1);
+  stream.events!.hostHangup();
+  assertEquals(guest.vsock.connectionCount, 0);
+  assertEquals(stream.calls, ["close"]);
+});
+
+test("VsockDevice ends both directions when the host program is gone, and waits for RST", (start) => {
+  const guest = start();
+  guest.post();
+  const stream = guest.connect();
+  stream.input.push(5);
+  stream.atEnd = STREAM_EOF;
+  stream.events!.hostHangup();
+  const packets = guest.run();
+  assertEquals(ops(packets), [RW, SHUTDOWN]);
+  assertEquals(packets[1]!.flags, 3);
+  assertEquals(guest.vsock.connectionCount, 1);
+  guest.send({}, [1]);
+  guest.send({ op: RST });
+  assertEquals(guest.run(), [], "a RST is never answered");
+  assertEquals(guest.vsock.connectionCount, 0);
+});
+
+test("VsockDevice ends a close that the guest does not confirm by RST", (start) => {
+  const guest = start();
+  guest.post();
+  const stream = guest.connect();
+  stream.atEnd = STREAM_EOF;
+  stream.events!.hostHangup();
+  guest.run();
+  assertEquals(guest.vsock.nextDeadline(), DISCONNECT_TIMEOUT_MS);
+  guest.vsock.expire(DISCONNECT_TIMEOUT_MS - 1);
+  assertEquals(guest.run(), []);
+  guest.vsock.expire(DISCONNECT_TIMEOUT_MS);
+  assertEquals(ops(guest.run()), [RST]);
+  assertEquals(guest.vsock.connectionCount, 0);
+  assertEquals(guest.vsock.nextDeadline(), Infinity);
+});
+
+test("VsockDevice tells the guest at once that nobody takes its bytes", (start) => {
+  const guest = start();
+  guest.post();
+  const stream = guest.connect();
+  stream.broken = true;
+  guest.send({}, [1]);
+  const [shutdown] = guest.run();
+  assertEquals([shutdown!.op, shutdown!.flags], [SHUTDOWN, 1]);
+  guest.send({}, [2]);
+  assertEquals(guest.run(), []);
+  stream.say(3);
+  assertEquals(guest.run().map(({ payload }) => payload), [[3]]);
+});
+
+test("VsockDevice resets a connection whose host stream breaks", (start) => {
+  const guest = start();
+  guest.post();
+  const stream = guest.connect();
+  stream.end(STREAM_BROKEN);
+  assertEquals(ops(guest.run()), [RST]);
+  assertEquals(guest.vsock.connectionCount, 0);
+});
+
+test("VsockDevice resets the host stream when the guest resets", (start) => {
+  const guest = start();
+  guest.post();
+  const stream = guest.connect();
+  guest.send({ op: RST });
+  assertEquals(guest.run(), []);
+  assertEquals(stream.calls, ["reset"]);
+});
+
+test("VsockDevice lets a host program answer later, or too late", (start) => {
+  const guest = start();
+  guest.post();
+  guest.send({ op: REQUEST, dstPort: 1235 });
+  guest.send({ op: REQUEST, dstPort: 1235, srcPort: 6 });
+  guest.send({ op: REQUEST, dstPort: 1235, srcPort: 7 });
+  assertEquals(guest.run(), []);
+  guest.send({ op: RST, dstPort: 1235, srcPort: 6 });
+  assertEquals(guest.run(), []);
+  const [first, second, third] = guest.host.slow;
+  assertEquals([first!.cancelled, second!.cancelled], [false, true]);
+  assert(guest.host.accept(first!));
+  assert(!guest.host.accept(second!));
+  second!.refuse();
+  third!.refuse();
+  assertEquals(guest.run().map(({ op, dstPort }) => [op, dstPort]), [[
+    RESPONSE,
+    5,
+  ], [RST, 7]]);
+  assertEquals(guest.vsock.connectionCount, 1);
+});
+
+test("VsockDevice connects a host program to a guest's port", (start) => {
+  const guest = start();
+  guest.post();
+  let opened: Stream | null = null;
+  const ports: number[] = [];
+  guest.vsock.connect(80, {
+    accepted: (hostPort, events) => {
+      ports.push(hostPort);
+      return opened = guest.host.open(events);
+    },
+    refused: (reason) => assert(false, reason),
+  });
+  const [request] = guest.run();
+  assertEquals([request!.op, request!.dstPort, request!.bufAlloc], [
+    REQUEST,
+    80,
+    262_144,
+  ]);
+  assertEquals(opened, null, "not before the guest accepts");
+  guest.send({ op: RESPONSE, srcPort: 80, dstPort: request!.srcPort });
+  guest.run();
+  assertEquals(ports, [request!.srcPort]);
+  opened!.say(1, 2);
+  assertEquals(guest.run().map(({ op, dstPort }) => [op, dstPort]), [[RW, 80]]);
+});
+
+test("VsockDevice tells a host program of refusal, of silence and of no guest", (start) => {
+  const guest = start();
+  guest.post();
+  const reasons: string[] = [];
+  const answer = {
+    accepted: () => {
+      throw new Error("accepted");
+    },
+    refused: (reason: string) => void reasons.push(reason),
+  };
+  guest.vsock.connect(80, answer);
+  const [first] = guest.run();
+  guest.send({ op: RST, srcPort: 80, dstPort: first!.srcPort });
+  assertEquals(guest.run(), []);
+  assertEquals(reasons, ["the guest refused the connection"]);
+
+  guest.vsock.connect(81, answer);
+  assertEquals(ops(guest.run()), [REQUEST]);
+  guest.vsock.expire(guest.now += CONNECT_TIMEOUT_MS);
+  assertEquals(ops(guest.run()), [RST]);
+  assertEquals(reasons[1], "the guest did not answer");
+
+  const cancelled = guest.vsock.connect(82, answer);
+  guest.run();
+  cancelled.cancel();
+  assertEquals(ops(guest.run()), [RST]);
+
+  guest.virtio.reset();
+  guest.vsock.connect(80, answer);
+  assertEquals(reasons, [...reasons.slice(0, 2), "no guest is running"]);
+  assertEquals(guest.vsock.connectionCount, 0);
+  assertThrows(
+    () => new Guest("split").vsock.connect(0xffffffff, answer),
+    RangeError,
+  );
+});
+
+test("VsockDevice sends RESPONSE before anything else", (start) => {
+  const guest = start();
+  guest.send({ op: REQUEST });
+  guest.run();
+  const stream = guest.host.streams[0]!;
+  stream.input.push(1);
+  stream.end(STREAM_EOF);
+  guest.run();
+  guest.post();
+  assertEquals(ops(guest.run()), [RESPONSE, RW, SHUTDOWN]);
+});
+
+test("VsockDevice answers strays by RST that echoes the type, and a RST by nothing", (start) => {
+  const guest = start();
+  guest.post();
+  guest.send({ op: RW, srcPort: 77 }, [1]);
+  guest.send({ op: REQUEST, type: 2 });
+  guest.send({ op: REQUEST, type: 9 });
+  guest.send({ op: REQUEST, dstCid: 55 });
+  guest.send({ op: REQUEST, srcCid: 56 });
+  guest.send({ op: 0, srcPort: 78 });
+  guest.send({ op: RST, srcPort: 79 });
+  guest.send({ op: RST, type: 9 });
+  const rsts = guest.run();
+  assertEquals(ops(rsts), [RST, RST, RST, RST, RST, RST]);
+  assertEquals(rsts.map(({ type }) => type), [1, 2, 9, 1, 1, 1]);
+  assertEquals(rsts.map(({ srcCid }) => srcCid), [2, 2, 2, 55, 2, 2]);
+  assertEquals(rsts.map(({ dstCid }) => dstCid), [CID, CID, CID, CID, 56, CID]);
+  assertEquals(rsts.map(({ dstPort }) => dstPort), [77, 5, 5, 5, 5, 78]);
+  assertEquals(guest.count("type_unknown"), 3);
+  assertEquals(guest.count("destination_cid_unknown"), 1);
+  assertEquals(guest.count("source_cid_wrong"), 1);
+  assertEquals(guest.count("connection_unknown"), 2);
+  assertEquals(guest.count("reset_unknown"), 1);
+});
+
+test("VsockDevice answers what does not fit a connection's state by RST", (start) => {
+  for (
+    const [kind, packet] of [
+      ["request_duplicate", { op: REQUEST }],
+      ["response_unexpected", { op: RESPONSE }],
+      ["operation_unknown", { op: 8 }],
+      ["operation_unknown", { op: 0 }],
+      ["length_wrong", { op: RW, len: 100 }],
+    ] as const
+  ) {
+    const guest = start();
+    guest.post();
+    const stream = guest.connect();
+    guest.send(packet);
+    assertEquals(ops(guest.run()), [RST], kind);
+    assertEquals(guest.count(kind), 1);
+    assertEquals(stream.calls, ["reset"]);
+    guest.connect();
+  }
+  const guest = start();
+  guest.post();
+  guest.send({ op: REQUEST, dstPort: 1235 });
+  guest.send({ dstPort: 1235 }, [1]);
+  assertEquals(ops(guest.run()), [RST]);
+  assertEquals(guest.count("data_unexpected"), 1);
+  const stream = guest.connect();
+  guest.send({ op: SHUTDOWN, flags: 2 });
+  guest.send({}, [1]);
+  assertEquals(
+    ops(guest.run()),
+    [RST],
+    "data after SHUTDOWN of that direction",
+  );
+  assertEquals(stream.written, []);
+});
+
+test("VsockDevice completes a packet that is shorter than a header, and goes on", (start) => {
+  const guest = start();
+  guest.post();
+  const stream = guest.connect();
+  guest.raw(new Uint8Array(43));
+  guest.send({}, [1]);
+  assertEquals(guest.run(), []);
+  assertEquals(guest.reclaim(), 2);
+  assertEquals([stream.written, guest.count("packet_short")], [[1], 1]);
+});
+
+test("VsockDevice completes a chain that points nowhere, and goes on", (start) => {
+  const guest = start();
+  guest.post();
+  const stream = guest.connect();
+  const tx = guest.queues[1]!;
+  guest.reclaim();
+  tx.add(new BufferList().addReadable(0x7fff_0000_0000, 44));
+  tx.publish();
+  guest.virtio.kick(1);
+  guest.run();
+  assert(tx.reclaim() >= 0);
+  assertEquals(tx.usedLength, 0);
+  assertEquals(guest.count("tx_bad_address"), 1);
+  guest.send({}, [1]);
+  guest.run();
+  assertEquals(stream.written, [1]);
+});
+
+test("VsockDevice returns receive buffers that hold no packet", (start) => {
+  const guest = start({}, 44);
+  guest.post(3);
+  guest.rxBytes = 100;
+  guest.post(2);
+  guest.send({ op: REQUEST });
+  while (guest.vsock.process());
+  const rx = guest.queues[0]!;
+  const lengths: number[] = [];
+  for (let token = rx.reclaim(); token >= 0; token = rx.reclaim()) {
+    lengths.push(rx.usedLength);
+  }
+  assertEquals(lengths, [0, 0, 0, 44]);
+  assertEquals(guest.count("rx_buffer_unusable"), 3);
+});
+
+test("VsockDevice processes tx while rx is full, as far as answers can wait", (start) => {
+  const guest = start();
+  let sent = 0;
+  for (; sent < MAX_STRAY_RESETS + 20; sent++) {
+    guest.send({ op: RW, srcPort: 1000 + sent }, [1]);
+    guest.run();
+    if (guest.queues[1]!.inFlight > 16) break;
+  }
+  guest.reclaim();
+  assertEquals(
+    sent - guest.queues[1]!.inFlight + 1,
+    MAX_STRAY_RESETS,
+    "the rest waits",
+  );
+  const ports = new Set<number>();
+  for (let i = 0; i < 30; i++) {
+    guest.post();
+    for (const { op, dstPort } of guest.run()) {
+      assertEquals(op, RST);
+      ports.add(dstPort);
+    }
+  }
+  assertEquals(ports.size, sent + 1, "each has its answer");
+  guest.reclaim();
+  assertEquals(guest.queues[1]!.inFlight, 0);
+});
+
+test("VsockDevice gives every connection its turn", (start) => {
+  const guest = start({}, 2048);
+  guest.post();
+  const streams = [5, 6, 7].map((srcPort) => guest.connect({ srcPort }));
+  guest.post();
+  for (const stream of streams) {
+    stream.input = Array(150_000).fill(1);
+    stream.say();
+  }
+  const order: number[] = [];
+  const fwdCnt = [0, 0, 0];
+  for (let i = 0; i < 200; i++) {
+    for (const { dstPort, len } of guest.run()) {
+      order.push(dstPort);
+      fwdCnt[dstPort - 5]! += len;
+    }
+    guest.post();
+    for (const srcPort of [5, 6, 7]) {
+      guest.send({ op: UPDATE, srcPort, fwdCnt: fwdCnt[srcPort - 5]! });
+    }
+  }
+  assertEquals(fwdCnt, [150_000, 150_000, 150_000]);
+  // A turn is 64 KiB: nobody is served twice before the others had theirs.
+  const turns = order.filter((port, i) => port !== order[i - 1]);
+  assertEquals(turns.slice(0, 6), [5, 6, 7, 5, 6, 7]);
+});
+
+test("VsockDevice refuses connections beyond its limit", (start) => {
+  const guest = start({ maxConnections: 2 });
+  guest.post();
+  guest.connect({ srcPort: 5 });
+  guest.connect({ srcPort: 6 });
+  guest.send({ op: REQUEST, srcPort: 7 });
+  assertEquals(ops(guest.run()), [RST]);
+  const reasons: string[] = [];
+  guest.vsock.connect(80, {
+    accepted: () => {
+      throw new Error("accepted");
+    },
+    refused: (reason) => void reasons.push(reason),
+  });
+  assertEquals(reasons, ["too many connections"]);
+});
+
+test("VsockDevice drops the streams of a driver that is gone", (start) => {
+  const guest = start();
+  guest.post();
+  const first = guest.connect();
+  guest.virtio.setStatus(0);
+  assertEquals(first.calls, ["reset"]);
+  assertEquals([guest.vsock.connectionCount, guest.vsock.ready], [0, false]);
+  guest.start();
+  guest.post();
+  const second = guest.connect();
+  guest.send({}, [1]);
+  guest.run();
+  assertEquals([first.written, second.written], [[], [1]]);
+});
+
+test("VsockDevice keeps its streams when queues stop and go on", (start) => {
+  const guest = start();
+  guest.post();
+  const stream = guest.connect();
+  stream.room = 1;
+  guest.send({}, [1, 2]);
+  guest.run();
+  const states = [0, 1, 2].map((index) => guest.virtio.stopQueue(index));
+  assertEquals(
+    states.map((state) => state!.inFlight),
+    [[], [], []],
+    "held buffers are given back",
+  );
+  guest.send({}, [3]);
+  stream.say(9);
+  assertEquals(guest.run(), [], "a stopped queue is left alone");
+  states.forEach((state, index) => {
+    guest.virtio.startQueue(index, JSON.parse(JSON.stringify(state)));
+    guest.virtio.enableQueue(index, true);
+  });
+  assertEquals(guest.run().map(({ payload }) => payload), [[9]]);
+  stream.room = Infinity;
+  stream.events!.hostWritable();
+  assertEquals(stream.written, [1, 2, 3]);
+});
+
+test("VsockDevice goes on when guest memory moves", (start) => {
+  const guest = start();
+  guest.post();
+  const stream = guest.connect();
+  const old = guest.memory.regions[0]!.bytes;
+  const moved = new Uint8Array(old.length);
+  // The device has given its held buffers back by the time it sees the new memory.
+  moved.set(old);
+  guest.virtio.setMemory(
+    new GuestMemory([{
+      guestAddress: 0,
+      size: moved.length,
+      buffer: moved.buffer,
+    }]),
+  );
+  stream.say(1, 2, 3);
+  guest.vsock.process();
+  assert(
+    moved.some((byte, i) => byte !== old[i]),
+    "the packet is in the new memory",
+  );
+});
+
+test("VsockDevice tells of a broken ring by DEVICE_NEEDS_RESET, and works after the reset", (start) => {
+  const guest = start();
+  guest.post();
+  const stream = guest.connect();
+  if (guest.virtio.ringFormat === "split") {
+    new Uint16Array(guest.memory.bytes(0x2000 + 0x800, 4).slice().buffer);
+    guest.memory.bytes(0x2000 + 0x802, 2).set([0xff, 0x7f]);
+  } else {
+    // Every descriptor available, each going on in the next one.
+    const { wrapFlags } = packedChainWithoutEnd(guest);
+    assert(wrapFlags !== 0);
+  }
+  guest.virtio.kick(1);
+  guest.run();
+  assertEquals(guest.virtio.status & 64, 64);
+  guest.virtio.kick(1);
+  guest.run();
+  guest.virtio.setStatus(0);
+  assertEquals(stream.calls, ["reset"]);
+  guest.start();
+  guest.post();
+  guest.connect();
+});
+
+/** Makes every descriptor of the transmit queue an available one that continues. */
+function packedChainWithoutEnd(guest: Guest): { wrapFlags: number } {
+  const bytes = guest.memory.bytes(0x2000, 16 * guest.size);
+  const state = guest.virtio.stopQueue(1)!;
+  assertEquals(state.format, "packed");
+  const wrap = state.format === "packed" ? state.lastAvailWrapCounter : 0;
+  const at = state.lastAvailIdx;
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
+  let wrapFlags = 0;
+  for (let i = 0; i < guest.size; i++) {
+    const lap = i >= at ? wrap : 1 - wrap;
+    wrapFlags = lap === 1 ? 0x80 : 0x8000;
+    view.setBigUint64(16 * i, 0x100000n, true);
+    view.setUint32(16 * i + 8, 44, true);
+    view.setUint16(16 * i + 14, wrapFlags | 1, true);
+  }
+  guest.virtio.startQueue(1, state);
+  guest.virtio.enableQueue(1, true);
+  return { wrapFlags };
+}
+
+test("VsockDevice.transportReset() writes the event once a buffer is there", (start) => {
+  const guest = start();
+  guest.post();
+  const stream = guest.connect();
+  guest.vsock.transportReset();
+  assertEquals(stream.calls, ["reset"]);
+  const event = guest.queues[2]!;
+  event.add(new BufferList().addWritable(0xe000, 2));
+  event.add(new BufferList().addWritable(0xe010, 4));
+  event.add(new BufferList().addWritable(0xe020, 4));
+  guest.memory.bytes(0xe010, 4).fill(0xff);
+  event.publish();
+  guest.virtio.kick(2);
+  guest.run();
+  event.reclaim();
+  assertEquals(event.usedLength, 0, "too small for an event");
+  event.reclaim();
+  assertEquals(event.usedLength, 4);
+  assertEquals([...guest.memory.bytes(0xe010, 4)], [0, 0, 0, 0]);
+  assertEquals(event.reclaim(), -1, "one event");
+  assertEquals(guest.interrupts[2], 1);
+  guest.connect();
+});
+
+test("VsockDevice.resetConnections() tells the guest by RST", (start) => {
+  const guest = start();
+  guest.post();
+  const streams = [5, 6].map((srcPort) => guest.connect({ srcPort }));
+  guest.vsock.resetConnections();
+  assertEquals(guest.run().map(({ op, dstPort }) => [op, dstPort]), [[RST, 5], [
+    RST,
+    6,
+  ]]);
+  assertEquals(streams.map(({ calls }) => calls), [["reset"], ["reset"]]);
+});
+
+Deno.test("VsockDevice refuses reserved CIDs and senseless limits", () => {
+  const host = new Host();
+  for (const guestCid of [0, 1, 2, 0xffffffff, 2 ** 32, -1, 3.5, NaN]) {
+    assertThrows(
+      () => new VsockDevice({ guestCid, host }),
+      RangeError,
+      "no guest's",
+    );
+  }
+  assertThrows(
+    () => new VsockDevice({ guestCid: 3, host, bufAlloc: 0 }),
+    RangeError,
+  );
+  assertThrows(
+    () => new VsockDevice({ guestCid: 3, host, maxConnections: 0 }),
+    RangeError,
+  );
+});
+
+Deno.test("VsockDevice.configSpace() is the guest's CID as a le64", () => {
+  const vsock = new VsockDevice({ guestCid: 0x01020304, host: new Host() });
+  assertEquals([...vsock.configSpace()], [4, 3, 2, 1, 0, 0, 0, 0]);
+});
+
+Deno.test("VirtioDevice refuses the wrong features in words", () => {
+  const lines: string[] = [];
+  const diagnostics = new Diagnostics((_level, text) => lines.push(text));
+  const refused = (ring: "split" | "packed", features: bigint): boolean => {
+    const virtio = new VirtioDevice(
+      new VsockDevice({ guestCid: 3, host: new Host() }),
+      {
+        ring,
+        diagnostics,
+      },
+    );
+    virtio.setStatus(3);
+    virtio.setFeatures(features);
+    virtio.setStatus(11);
+    return (virtio.status & 8) === 0;
+  };
+  const version1 = featureMask(32);
+  assert(!refused("split", version1));
+  assert(refused("split", version1 | featureMask(34)));
+  assert(lines[0]!.includes("RING_PACKED"));
+  assert(refused("packed", version1));
+  assert(!refused("packed", version1 | featureMask(34)));
+  assert(refused("split", 0n));
+  assert(refused("split", version1 | featureMask(63)));
+  assertEquals(diagnostics.counters.get("features_refused"), 4);
+});

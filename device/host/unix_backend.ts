@@ -1,0 +1,482 @@
+/**
+ * Host programs by Unix sockets: the hybrid protocol of Firecracker, cloud-hypervisor and
+ * vhost-device-vsock.
+ *
+ * | who connects | how |
+ * |---|---|
+ * | host program to guest port P | to `UDS`, sends `CONNECT P\n`, reads `OK <host port>\n` once the guest has accepted; then bytes flow |
+ * | guest to host port P | the device connects to `UDS_P`, where the host program listens |
+ *
+ * A host program that the guest does not accept, or that does not keep to this, reads end of file.
+ *
+ * @module
+ */
+
+import type { Diagnostics } from "../diagnostics.ts";
+import type {
+  ConnectAnswer,
+  ConnectRequest,
+  HostSide,
+  HostStream,
+  PendingConnect,
+  StreamEvents,
+} from "../vsock/host.ts";
+import {
+  EAGAIN,
+  EMFILE,
+  ENFILE,
+  ENOBUFS,
+  ENOMEM,
+  errnoName,
+  SystemError,
+} from "./errno.ts";
+import {
+  EPOLLET,
+  EPOLLHUP,
+  EPOLLIN,
+  type EventLoop,
+  type FdHandler,
+  type Timer,
+} from "./event_loop.ts";
+import { fixedBytes } from "./ffi.ts";
+import {
+  acceptFrom,
+  closeFd,
+  connectTo,
+  listenAt,
+  type Listener,
+  MAX_SOCKET_PATH_BYTES,
+  peekBytes,
+  receiveBytes,
+  sendBytes,
+  SHUT_RDWR,
+  shutdownSocket,
+  socketPathBytes,
+} from "./socket.ts";
+import { type StreamOwner, UnixStream, VectorIo } from "./unix_stream.ts";
+
+/** Longest CONNECT line, newline included; `CONNECT 4294967294\n` has 19 bytes. */
+export const MAX_CONNECT_LINE_BYTES = 32;
+/** How long a host program may take to send its CONNECT line. */
+export const CONNECT_LINE_TIMEOUT_MS = 10_000;
+/** Host programs that are not connected yet at most; more wait in the socket's backlog. */
+export const MAX_PENDING_CLIENTS = 256;
+/**
+ * How long a listener with a full backlog is tried for; a guest gives up after 2 s, and hears of
+ * it earlier this way.
+ */
+export const BACKLOG_TIMEOUT_MS = 1_800;
+/** Guest connections that wait for a listener with a full backlog at most. */
+export const MAX_WAITING_CONNECTS = 1_024;
+const BACKLOG_RETRY_MS = 5;
+/** Pause in accepting while the system is out of descriptors or memory. */
+const ACCEPT_PAUSE_MS = 100;
+/** Host programs that one wake-up accepts. */
+const MAX_ACCEPTS = 16;
+const LISTEN_BACKLOG = 1_024;
+const VMADDR_PORT_ANY = 0xffff_ffff;
+const NEWLINE = 10;
+
+/** The guest, as host programs connect to it: a `VsockDevice`. */
+export interface GuestSide {
+  /** Connects a host program to a guest's port; `answer` hears of it, now or later. */
+  connect(guestPort: number, answer: ConnectAnswer): PendingConnect;
+}
+
+/** What a {@link UnixBackend} is made with. */
+export type UnixBackendOptions = {
+  /** The loop that watches its sockets. */
+  loop: EventLoop;
+  /** Path of the socket for host programs, and prefix of theirs. At most 107 bytes. */
+  udsPath: string;
+  /** Counters and log. */
+  diagnostics: Diagnostics;
+  /** Host ports that the guest may connect to; all unless told. */
+  allowedHostPorts?: readonly number[];
+  /** Guest ports that host programs may connect to; all unless told. */
+  allowedGuestPorts?: readonly number[];
+};
+
+/** The guest port of a CONNECT line without its newline, or -1 where it is not a lawful one. */
+export function parseConnectLine(line: string): number {
+  const match = /^CONNECT ([0-9]{1,10})$/i.exec(line);
+  if (match === null) return -1;
+  const port = Number(match[1]);
+  return port < VMADDR_PORT_ANY ? port : -1;
+}
+
+type Waiting = {
+  readonly request: ConnectRequest;
+  readonly path: string;
+  readonly deadline: number;
+};
+
+/** Host side of a vsock device over Unix sockets. */
+export class UnixBackend implements HostSide, StreamOwner {
+  readonly #loop: EventLoop;
+  readonly #udsPath: string;
+  readonly #diagnostics: Diagnostics;
+  readonly #hostPorts: ReadonlySet<number> | null;
+  readonly #guestPorts: ReadonlySet<number> | null;
+  readonly #io = new VectorIo();
+  readonly #clients = new Set<PendingClient>();
+  readonly #streams = new Set<UnixStream>();
+  #guest: GuestSide | null = null;
+  #listener: Listener | null = null;
+  #accepting = false;
+  #resume: Timer | null = null;
+  #waiting: Waiting[] = [];
+  #retry: Timer | null = null;
+
+  /** Makes a backend that does not listen yet; guests' connections are refused until then. */
+  constructor(options: UnixBackendOptions) {
+    const { allowedHostPorts, allowedGuestPorts } = options;
+    this.#loop = options.loop;
+    this.#udsPath = options.udsPath;
+    this.#diagnostics = options.diagnostics;
+    this.#hostPorts = allowedHostPorts ? new Set(allowedHostPorts) : null;
+    this.#guestPorts = allowedGuestPorts ? new Set(allowedGuestPorts) : null;
+  }
+
+  /** Connections in both directions, open ones only. */
+  get streamCount(): number {
+    return this.#streams.size;
+  }
+
+  /** Host programs and guest connections that wait for an answer. */
+  get pendingCount(): number {
+    return this.#clients.size + this.#waiting.length;
+  }
+
+  /**
+   * Listens for host programs that want to connect to `guest`.
+   *
+   * @throws {RangeError} when the path is too long.
+   * @throws {TypeError} when a live process listens there, or it is no socket.
+   * @throws {SystemError} when the system refuses.
+   */
+  start(guest: GuestSide): void {
+    this.#listener = listenAt(this.#udsPath, LISTEN_BACKLOG);
+    this.#guest = guest;
+    this.#accept(true);
+  }
+
+  /** Ends everything that waits, every stream, and the socket; the paths are free afterwards. */
+  stop(): void {
+    const listener = this.#listener;
+    this.#accept(false);
+    this.#listener = null;
+    this.#guest = null;
+    this.#resume?.cancel();
+    this.#retry?.cancel();
+    this.#retry = null;
+    for (const client of [...this.#clients]) client.drop();
+    for (const { request } of this.#waiting) request.refuse();
+    this.#waiting = [];
+    for (const stream of [...this.#streams]) stream.close(false);
+    listener?.close();
+  }
+
+  // -- Guest to host --
+
+  /** {@inheritDoc HostSide.connect} */
+  connect(request: ConnectRequest): void {
+    const port = request.hostPort;
+    if (this.#listener === null) return request.refuse();
+    if (this.#hostPorts !== null && !this.#hostPorts.has(port)) {
+      this.#diagnostics.fault(
+        "host_port_not_allowed",
+        () => `the guest may not connect to port ${port}`,
+      );
+      return request.refuse();
+    }
+    const path = `${this.#udsPath}_${port}`;
+    const result = connectTo(path);
+    if (result >= 0) return this.#connected(request, result);
+    if (result === -EAGAIN) return this.#wait(request, path);
+    this.#connectFailed(request, path, -result);
+  }
+
+  #connected(request: ConnectRequest, fd: number): void {
+    const accepted = request.accept((events) => this.#open(fd, events));
+    if (accepted) this.#diagnostics.count("host_connects_accepted");
+    else closeFd(fd);
+  }
+
+  #connectFailed(request: ConnectRequest, path: string, error: number): void {
+    if (isExhaustion(error)) {
+      this.#diagnostics.fault(
+        "descriptors_exhausted",
+        () => `cannot connect to ${path}: ${errnoName(error)}`,
+      );
+    } else if (socketPathBytes(path) > MAX_SOCKET_PATH_BYTES) {
+      this.#diagnostics.fault(
+        "host_path_too_long",
+        () => `cannot connect to ${path}: longer than 107 bytes`,
+      );
+    } else {
+      this.#diagnostics.count("host_connects_refused");
+      this.#diagnostics.log(
+        "debug",
+        `cannot connect to ${path}: ${errnoName(error)}`,
+      );
+    }
+    request.refuse();
+  }
+
+  /** The listener's backlog is full: tried again and again, which keeps nobody else waiting. */
+  #wait(request: ConnectRequest, path: string): void {
+    this.#diagnostics.fault(
+      "host_backlog_full",
+      () => `the listener at ${path} does not accept`,
+    );
+    if (this.#waiting.length >= MAX_WAITING_CONNECTS) return request.refuse();
+    const deadline = this.#loop.now() + BACKLOG_TIMEOUT_MS;
+    this.#waiting.push({ request, path, deadline });
+    this.#retry ??= this.#loop.after(BACKLOG_RETRY_MS, () => this.#tryAgain());
+  }
+
+  #tryAgain(): void {
+    const now = this.#loop.now();
+    const waiting = this.#waiting;
+    // Refusals and acceptances may bring new ones.
+    this.#waiting = [];
+    this.#retry = null;
+    const full = new Set<string>();
+    const left: Waiting[] = [];
+    for (const entry of waiting) {
+      const { request, path, deadline } = entry;
+      if (request.cancelled) continue;
+      const result = full.has(path) ? -EAGAIN : connectTo(path);
+      if (result >= 0) this.#connected(request, result);
+      else if (result !== -EAGAIN) this.#connectFailed(request, path, -result);
+      else if (now >= deadline) {
+        this.#diagnostics.count("host_connects_refused");
+        request.refuse();
+      } else {
+        full.add(path);
+        left.push(entry);
+      }
+    }
+    this.#waiting = left.concat(this.#waiting);
+    if (this.#waiting.length > 0) {
+      this.#retry ??= this.#loop.after(
+        BACKLOG_RETRY_MS,
+        () => this.#tryAgain(),
+      );
+    }
+  }
+
+  #open(fd: number, events: StreamEvents): UnixStream {
+    const stream = new UnixStream(this.#loop, this.#io, fd, events, this);
+    this.#streams.add(stream);
+    return stream;
+  }
+
+  /** {@inheritDoc StreamOwner.streamClosed} */
+  streamClosed(stream: UnixStream): void {
+    this.#streams.delete(stream);
+  }
+
+  // -- Host to guest --
+
+  #accept(on: boolean): void {
+    const listener = this.#listener;
+    if (listener === null || on === this.#accepting) return;
+    this.#accepting = on;
+    if (on) {
+      this.#loop.register(listener.fd, EPOLLIN, {
+        onEvents: () => this.#acceptSome(listener.fd),
+      });
+    } else {
+      // Level-triggered and left registered, it would wake the loop for ever.
+      this.#loop.unregister(listener.fd);
+    }
+  }
+
+  #acceptSome(listener: number): void {
+    for (let i = 0; i < MAX_ACCEPTS; i++) {
+      if (this.#clients.size >= MAX_PENDING_CLIENTS) return this.#accept(false);
+      const fd = acceptFrom(listener);
+      if (fd < 0) {
+        if (isExhaustion(-fd)) this.#pause(-fd);
+        return;
+      }
+      try {
+        this.#clients.add(new PendingClient(this, this.#loop, fd));
+      } catch (error) {
+        if (!(error instanceof SystemError)) throw error;
+        closeFd(fd);
+        return this.#pause(error.errno);
+      }
+    }
+  }
+
+  #pause(error: number): void {
+    this.#diagnostics.fault(
+      "descriptors_exhausted",
+      () => `cannot accept a host program: ${errnoName(error)}`,
+    );
+    this.#accept(false);
+    this.#resume = this.#loop.after(ACCEPT_PAUSE_MS, () => this.#accept(true));
+  }
+
+  /** Called by a client that has sent its line; -1 is a bad one. */
+  clientAsks(client: PendingClient, port: number, line: string): void {
+    if (port < 0) {
+      this.#diagnostics.fault(
+        "connect_line_bad",
+        () => `a host program sent ${JSON.stringify(line)}`,
+      );
+      return client.drop();
+    }
+    if (this.#guestPorts !== null && !this.#guestPorts.has(port)) {
+      this.#diagnostics.fault(
+        "guest_port_not_allowed",
+        () => `host programs may not connect to port ${port}`,
+      );
+      return client.drop();
+    }
+    const guest = this.#guest;
+    if (guest === null) return client.drop();
+    client.asked(guest.connect(port, client));
+  }
+
+  /** Called by a client that the guest has accepted. */
+  clientAccepted(
+    client: PendingClient,
+    fd: number,
+    hostPort: number,
+    events: StreamEvents,
+  ): HostStream {
+    this.clientGone(client);
+    const line = new TextEncoder().encode(`OK ${hostPort}\n`);
+    // A fresh socket has room for it. Where the client is gone, the stream says so.
+    if (sendBytes(fd, line, line.length) !== line.length) {
+      shutdownSocket(fd, SHUT_RDWR);
+    }
+    this.#diagnostics.count("guest_connects_accepted");
+    return this.#open(fd, events);
+  }
+
+  /** Called by a client that is not pending any more. */
+  clientGone(client: PendingClient): void {
+    if (!this.#clients.delete(client)) return;
+    if (!this.#resume?.pending) this.#accept(true);
+  }
+
+  /** Called by a client for what is only counted. */
+  count(kind: string, reason: string): void {
+    this.#diagnostics.count(kind);
+    this.#diagnostics.log("debug", reason);
+  }
+
+  /** Closes a socket so that its other end reads end of file. */
+  closeGently(fd: number): void {
+    this.#loop.unregister(fd);
+    shutdownSocket(fd, SHUT_RDWR);
+    this.#io.discard(fd);
+    closeFd(fd);
+  }
+}
+
+function isExhaustion(error: number): boolean {
+  return error === EMFILE || error === ENFILE || error === ENOBUFS ||
+    error === ENOMEM;
+}
+
+/**
+ * A host program on its way to the guest: it sends its line, then waits for the answer.
+ *
+ * Bytes behind the line stay in the socket, where the stream finds them: the line is looked at
+ * (MSG_PEEK) before exactly its bytes are taken.
+ */
+class PendingClient implements FdHandler, ConnectAnswer {
+  readonly #backend: UnixBackend;
+  readonly #loop: EventLoop;
+  readonly #timer: Timer;
+  readonly #line = fixedBytes(MAX_CONNECT_LINE_BYTES);
+  #fd: number;
+  #length = 0;
+  #complete = false;
+  #connect: PendingConnect | null = null;
+
+  constructor(backend: UnixBackend, loop: EventLoop, fd: number) {
+    this.#backend = backend;
+    this.#loop = loop;
+    this.#fd = fd;
+    loop.register(fd, EPOLLIN, this);
+    this.#timer = loop.after(CONNECT_LINE_TIMEOUT_MS, () => {
+      backend.count("connect_line_timeouts", "a host program sent no line");
+      this.drop();
+    });
+  }
+
+  onEvents(events: number): void {
+    if (!this.#complete) this.#readLine(events);
+    else if ((events & EPOLLHUP) !== 0) {
+      this.#backend.count(
+        "host_programs_left",
+        "a host program left before the guest answered",
+      );
+      this.drop();
+    }
+  }
+
+  #readLine(events: number): void {
+    const fd = this.#fd;
+    const rest = this.#line.subarray(this.#length);
+    const seen = peekBytes(fd, rest, rest.length);
+    if (seen === -EAGAIN) return;
+    if (seen <= 0) return this.drop();
+    const end = rest.subarray(0, seen).indexOf(NEWLINE);
+    const take = end < 0 ? seen : end + 1;
+    receiveBytes(fd, rest, take);
+    this.#length += take;
+    if (end < 0 && this.#length < MAX_CONNECT_LINE_BYTES) return;
+    this.#complete = true;
+    this.#timer.cancel();
+    const line = new TextDecoder().decode(
+      this.#line.subarray(0, end < 0 ? this.#length : this.#length - 1),
+    );
+    if ((events & EPOLLHUP) !== 0) {
+      this.#backend.count("host_programs_left", "a host program left at once");
+      return this.drop();
+    }
+    // From now on only that it leaves: bytes and a half-close wait for the stream.
+    this.#loop.change(fd, EPOLLET, this);
+    this.#backend.clientAsks(this, end < 0 ? -1 : parseConnectLine(line), line);
+  }
+
+  /** The guest has been asked; it may have answered already. */
+  asked(connect: PendingConnect): void {
+    if (this.#fd >= 0) this.#connect = connect;
+  }
+
+  accepted(hostPort: number, events: StreamEvents): HostStream {
+    const fd = this.#fd;
+    this.#fd = -1;
+    this.#connect = null;
+    if (fd >= 0) this.#loop.unregister(fd);
+    return this.#backend.clientAccepted(this, fd, hostPort, events);
+  }
+
+  refused(reason: string): void {
+    this.#connect = null;
+    this.#backend.count("guest_connects_refused", reason);
+    this.drop();
+  }
+
+  /** Ends it; the host program reads end of file. */
+  drop(): void {
+    const fd = this.#fd;
+    if (fd < 0) return;
+    this.#fd = -1;
+    this.#timer.cancel();
+    this.#backend.closeGently(fd);
+    this.#backend.clientGone(this);
+    const connect = this.#connect;
+    this.#connect = null;
+    connect?.cancel();
+  }
+}

@@ -1,0 +1,62 @@
+/**
+ * The guest's side of a virtio-vsock device, for tests, benchmarks and programs that need no VM: a vsock
+ * stack that checks the device it drives, in one process ({@link InProcessGuest}) or, with a front-end, over a
+ * vhost-user socket.
+ *
+ * @module
+ */
+
+export { CheckedSink, CheckedSource } from "./checked_stream.ts";
+export {
+  CONNECT_TIMEOUT_MS,
+  EVENT_QUEUE,
+  type ObservedPacket,
+  RX_QUEUE,
+  TX_QUEUE,
+  type VsockDriverOptions,
+  VsockViolation,
+} from "./driver_options.ts";
+export {
+  CLOSE_TIMEOUT_MS,
+  type ConnectionPort,
+  CREDIT_UPDATE_THRESHOLD_BYTES,
+  type GuestCloseReason,
+  GuestConnection,
+  type GuestConnectionState,
+} from "./guest_connection.ts";
+export { GuestListener } from "./guest_listener.ts";
+export {
+  InProcessGuest,
+  type InProcessOptions,
+  type PolledDevice,
+} from "./in_process.ts";
+export { ByteRing } from "./byte_ring.ts";
+export { MemoryArena } from "./memory_arena.ts";
+export type { RawSend } from "./raw_sender.ts";
+export {
+  ReceiveBuffers,
+  RX_LAYOUT_LINUX_6,
+  RX_LAYOUT_LINUX_OLD,
+  RX_LAYOUT_ONE_PIECE,
+} from "./receive_buffers.ts";
+export type { SendLayout } from "./send_buffers.ts";
+export { VsockDriver } from "./vsock_driver.ts";
+export {
+  CID_HOST,
+  encodeHeader,
+  HEADER_BYTES,
+  OP_CREDIT_REQUEST,
+  OP_CREDIT_UPDATE,
+  OP_REQUEST,
+  OP_RESPONSE,
+  OP_RST,
+  OP_RW,
+  OP_SHUTDOWN,
+  opName,
+  type PacketFields,
+  PacketHeader,
+  SHUTDOWN_BOTH,
+  SHUTDOWN_RCV,
+  SHUTDOWN_SEND,
+  TYPE_STREAM,
+} from "./vsock_header.ts";

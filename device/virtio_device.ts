@@ -339,10 +339,14 @@ export class VirtioDevice {
     slot.broken = false;
   }
 
-  /** Lets the model use queue `index`, which is running, or takes it away from it. */
+  /**
+   * Lets the model use queue `index`, which is running, or takes it away from it. A broken queue stays
+   * away until it is started again.
+   */
   enableQueue(index: number, enabled: boolean): void {
     const slot = this.#slot(index);
     if (slot.queue === null || slot.given === enabled) return;
+    if (enabled && slot.broken) return;
     slot.given = enabled;
     if (enabled) {
       const fresh = slot.fresh;
@@ -409,6 +413,22 @@ export class VirtioDevice {
   notifyConfig(): void {
     this.configGeneration = (this.configGeneration + 1) >>> 0;
     this.#port?.configChanged();
+  }
+
+  /**
+   * Forgets the status and the accepted features, so that they are negotiated anew, and leaves the
+   * model as it is. For a transport whose front-end writes status 0 whenever the machine is paused:
+   * whether the driver is a new one, which voids what was agreed with the old, is then told by how
+   * the queues are started.
+   *
+   * @throws {TypeError} when a queue is running.
+   */
+  renegotiate(): void {
+    if (this.#slots.some((slot) => slot.queue !== null)) {
+      throw new TypeError("Cannot renegotiate: a queue is running");
+    }
+    this.#status = 0;
+    this.#features = 0n;
   }
 
   /** Resets the device: no queue runs, no feature is accepted, the status is 0 (2.4). */

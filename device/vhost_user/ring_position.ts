@@ -1,0 +1,146 @@
+import type { GuestMemory } from "../../ring/memory.ts";
+import type { QueueState, RingFormat } from "../../ring/queue.ts";
+import {
+  VIRTQ_DESC_F_AVAIL,
+  VIRTQ_DESC_F_USED,
+  VIRTQ_DESC_SIZE,
+} from "../../ring/virtio_ring.ts";
+import type { QueueSetup } from "../virtio_device.ts";
+
+/** Base of a packed ring that nothing has happened to: both indices 0, both wrap counters 1. */
+export const PACKED_INITIAL_BASE = 0x80008000;
+
+/** Bytes of a ring's three areas. */
+export type AreaSizes = { descriptor: number; driver: number; device: number };
+
+/** Bytes of the areas of a ring with `size` descriptors (virtio 1.4, 2.7 and 2.8.10.1). */
+export function areaSizes(format: RingFormat, size: number): AreaSizes {
+  return format === "split"
+    ? {
+      descriptor: VIRTQ_DESC_SIZE * size,
+      driver: 6 + 2 * size,
+      device: 6 + 8 * size,
+    }
+    : { descriptor: VIRTQ_DESC_SIZE * size, driver: 4, device: 4 };
+}
+
+/** Tells whether each area of a ring lies in one region of `memory`. */
+export function ringInMemory(
+  memory: GuestMemory,
+  format: RingFormat,
+  setup: QueueSetup,
+): boolean {
+  const sizes = areaSizes(format, setup.size);
+  return inMemory(memory, setup.descriptorArea, sizes.descriptor) &&
+    inMemory(memory, setup.driverArea, sizes.driver) &&
+    inMemory(memory, setup.deviceArea, sizes.device);
+}
+
+function inMemory(
+  memory: GuestMemory,
+  address: number,
+  length: number,
+): boolean {
+  return memory.locate(address) >= 0 && memory.foundRoom >= length;
+}
+
+/**
+ * Tells whether a ring for which a front-end gives `base` is new, so that no buffer in it was ever
+ * used; its driver may have made buffers available already. The ring lies in `memory`.
+ *
+ * Split: the base is 0, and the used ring's index and entries are 0. An index that stands at 0 after
+ * 65536 buffers has entries.
+ *
+ * Packed: the base is the initial one or 0, which some front-ends send for it, and each descriptor is
+ * all zero or available with the wrap counter of the first lap. In a ring that has lived and stands
+ * at 0 with wrap counter 0, the driver marks with the *other* wrap counter and what is left of the
+ * lap before is used, so 0 leaves no doubt. With the initial base there is one: a ring that stands at
+ * the start of an odd lap, and that its driver has filled to the last descriptor, looks the same. The
+ * device's event structure, which this device writes, tells the two apart with EVENT_IDX.
+ */
+export function isFreshRing(
+  memory: GuestMemory,
+  format: RingFormat,
+  setup: QueueSetup,
+  base: number,
+): boolean {
+  const { size, descriptorArea, deviceArea } = setup;
+  const sizes = areaSizes(format, size);
+  if (format === "split") {
+    if (base !== 0) return false;
+    const used = memory.bytes(deviceArea, sizes.device);
+    return isZero(used.subarray(2, 4 + 8 * size));
+  }
+  if (base !== 0 && base !== PACKED_INITIAL_BASE) return false;
+  if (
+    base !== 0 && !isZero(memory.bytes(deviceArea, sizes.device))
+  ) return false;
+  const ring = memory.bytes(descriptorArea, sizes.descriptor);
+  const view = new DataView(ring.buffer, ring.byteOffset, ring.byteLength);
+  const laps = VIRTQ_DESC_F_AVAIL | VIRTQ_DESC_F_USED;
+  for (let at = 0; at < ring.length; at += VIRTQ_DESC_SIZE) {
+    if ((view.getUint16(at + 14, true) & laps) === VIRTQ_DESC_F_AVAIL) continue;
+    if (!isZero(ring.subarray(at, at + VIRTQ_DESC_SIZE))) return false;
+  }
+  return true;
+}
+
+function isZero(bytes: Uint8Array): boolean {
+  for (let i = 0; i < bytes.length; i++) {
+    if (bytes[i] !== 0) return false;
+  }
+  return true;
+}
+
+/**
+ * Takes back the fetching of all buffers in flight, so that a base can tell the position; null where
+ * the ring does not hold them any more, because something fetched later was used before them.
+ *
+ * Split: the entries of the available ring between the used and the available index are still those
+ * that were fetched, and are the buffers in flight when nothing overtook them. Packed: a completion
+ * is written over the first descriptors in flight, so all of them must still be as the driver wrote
+ * them; the id is in a buffer's last descriptor.
+ */
+export function rewindInFlight(
+  memory: GuestMemory,
+  setup: QueueSetup,
+  state: QueueState,
+): QueueState | null {
+  if (state.inFlight.length === 0) return state;
+  const { size, descriptorArea, driverArea } = setup;
+  if (state.format === "split") {
+    const avail = memory.bytes(driverArea, 6 + 2 * size);
+    const view = new DataView(avail.buffer, avail.byteOffset, avail.byteLength);
+    const heads = state.inFlight.map((_, i) =>
+      view.getUint16(4 + 2 * ((state.usedIdx + i) & (size - 1)), true)
+    );
+    if (state.inFlight.some(({ id }, i) => heads[i] !== id)) return null;
+    return { ...state, lastAvailIdx: state.usedIdx, inFlight: [] };
+  }
+  const ring = memory.bytes(descriptorArea, VIRTQ_DESC_SIZE * size);
+  const view = new DataView(ring.buffer, ring.byteOffset, ring.byteLength);
+  let at = state.usedIdx;
+  let wrap: number = state.usedWrapCounter;
+  for (const { id, slots } of state.inFlight) {
+    for (let slot = 0; slot < slots; slot++) {
+      const flags = view.getUint16(at * VIRTQ_DESC_SIZE + 14, true);
+      const avail = (flags & VIRTQ_DESC_F_AVAIL) !== 0 ? 1 : 0;
+      const used = (flags & VIRTQ_DESC_F_USED) !== 0 ? 1 : 0;
+      if (avail !== wrap || used === wrap) return null;
+      const last = slot === slots - 1;
+      if (last && view.getUint16(at * VIRTQ_DESC_SIZE + 12, true) !== id) {
+        return null;
+      }
+      if (++at === size) {
+        at = 0;
+        wrap ^= 1;
+      }
+    }
+  }
+  return {
+    ...state,
+    lastAvailIdx: state.usedIdx,
+    lastAvailWrapCounter: state.usedWrapCounter,
+    inFlight: [],
+  };
+}

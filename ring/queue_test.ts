@@ -1,0 +1,30 @@
+import { assertEquals, assertStrictEquals, assertThrows } from "@std/assert";
+import { BufferList } from "./queue.ts";
+
+Deno.test("BufferList keeps readable segments before writable ones", () => {
+  const list = new BufferList(3);
+  assertStrictEquals(list.addReadable(2 ** 40, 44), list);
+  list.addReadable(1, 0).addWritable(2, 0xffffffff);
+  assertEquals([list.count, list.readable], [3, 2]);
+  assertEquals([...list.address], [2 ** 40, 1, 2]);
+  assertEquals([...list.length], [44, 0, 0xffffffff]);
+});
+
+Deno.test("BufferList.addReadable() refuses a segment behind a writable one", () => {
+  const list = new BufferList().addWritable(0, 1);
+  assertThrows(
+    () => list.addReadable(0, 1),
+    TypeError,
+    "a writable one comes before it",
+  );
+  assertEquals([list.count, list.readable], [1, 0]);
+});
+
+Deno.test("BufferList refuses more segments than it has room for, and takes them after clear()", () => {
+  const list = new BufferList(2).addReadable(0, 1).addWritable(0, 1);
+  assertThrows(() => list.addWritable(0, 1), RangeError, "room for 2");
+  assertStrictEquals(list.clear(), list);
+  assertEquals([list.count, list.readable], [0, 0]);
+  list.addReadable(5, 6);
+  assertEquals([list.count, list.readable, list.address[0]], [1, 1, 5]);
+});

@@ -37,6 +37,7 @@ export type RingErrorCode =
  * `fatal` tells whether the queue must stop (true) or only the one buffer is bad (false).
  */
 export class RingError extends Error {
+  /** Always `"RingError"`. */
   override readonly name = "RingError";
   /** The rule that was broken. */
   readonly code: RingErrorCode;

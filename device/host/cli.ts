@@ -1,0 +1,221 @@
+/**
+ * `deno task device`: runs a vsock device until SIGINT or SIGTERM.
+ *
+ * @module
+ */
+
+// deno-lint-ignore-file no-console
+
+import type { LogLevel } from "../diagnostics.ts";
+import type { RingChoice } from "../virtio_device.ts";
+import {
+  DEFAULT_GUEST_CID,
+  type DeviceOptions,
+  type RunningDevice,
+  startDevice,
+} from "./device.ts";
+import { VERSION } from "./version.ts";
+import { LOG_LEVELS } from "./worker_messages.ts";
+
+/** Exit code for bad arguments. */
+export const EXIT_USAGE = 2;
+
+const USAGE = `ringside-device ${VERSION}: a virtio-vsock device in user space
+
+Usage: deno task device --socket PATH --uds-path PATH [options]
+
+  --socket PATH        socket that the vhost-user front-end connects to (QEMU, user-mode-linux)
+  --uds-path PATH      socket for host programs: they send "CONNECT <guest port>"; a guest's
+                       connection to host port P goes to the program that listens at PATH_P
+  --guest-cid N        context identifier of the guest, 3 to 4294967294 [default: ${DEFAULT_GUEST_CID}]
+  --ring FORMAT        auto, split or packed [default: auto]
+  --log-level LEVEL    error, warn, info or debug [default: info]
+  --allow-host-port N  host port that the guest may connect to; may be repeated [default: all]
+  --allow-guest-port N guest port that host programs may connect to; may be repeated [default: all]
+  -h, --help           print this and exit
+  -V, --version        print the version and exit
+
+It listens again when its guest is gone. SIGINT and SIGTERM end it; the sockets are removed.
+`;
+
+/** A mistake in the arguments; its message is the line that is printed. */
+export class UsageError extends Error {
+  override readonly name = "UsageError";
+}
+
+/** What the arguments ask for. */
+export type Invocation =
+  | { readonly kind: "help" }
+  | { readonly kind: "version" }
+  | {
+    readonly kind: "run";
+    readonly options: DeviceOptions & { logLevel: LogLevel };
+  };
+
+const FLAGS: ReadonlySet<string> = new Set([
+  "--socket",
+  "--uds-path",
+  "--guest-cid",
+  "--ring",
+  "--log-level",
+  "--allow-host-port",
+  "--allow-guest-port",
+]);
+
+/**
+ * Reads the command line: `--flag value` or `--flag=value`.
+ *
+ * @throws {UsageError} when it is not a lawful one.
+ */
+export function parseArguments(args: readonly string[]): Invocation {
+  const values = new Map<string, string[]>();
+  for (let i = 0; i < args.length; i++) {
+    const arg = args[i]!;
+    if (arg === "-h" || arg === "--help") return { kind: "help" };
+    if (arg === "-V" || arg === "--version") return { kind: "version" };
+    const at = arg.startsWith("--") ? arg.indexOf("=") : -1;
+    const flag = at < 0 ? arg : arg.slice(0, at);
+    if (!FLAGS.has(flag)) {
+      throw new UsageError(
+        flag.startsWith("-")
+          ? `unknown option ${flag}`
+          : `unexpected argument ${JSON.stringify(arg)}`,
+      );
+    }
+    const value = at < 0 ? args[++i] : arg.slice(at + 1);
+    if (value === undefined || value === "") {
+      throw new UsageError(`${flag} needs a value`);
+    }
+    const list = values.get(flag) ?? [];
+    if (list.length > 0 && !flag.startsWith("--allow-")) {
+      throw new UsageError(`${flag} is given twice`);
+    }
+    values.set(flag, [...list, value]);
+  }
+  const one = (flag: string): string | undefined => values.get(flag)?.[0];
+  const required = (flag: string): string => {
+    const value = one(flag);
+    if (value === undefined) throw new UsageError(`${flag} PATH is missing`);
+    return value;
+  };
+  const ports = (flag: string): { ports?: number[] } => {
+    const list = values.get(flag);
+    return list === undefined ? {} : {
+      ports: list.map((text) => wholeNumber(flag, text, 0, 0xffff_fffe)),
+    };
+  };
+  return {
+    kind: "run",
+    options: {
+      socketPath: required("--socket"),
+      udsPath: required("--uds-path"),
+      guestCid: wholeNumber(
+        "--guest-cid",
+        one("--guest-cid") ?? String(DEFAULT_GUEST_CID),
+        3,
+        0xffff_fffe,
+      ),
+      ring: choice<RingChoice>("--ring", one("--ring") ?? "auto", [
+        "auto",
+        "split",
+        "packed",
+      ]),
+      logLevel: choice<LogLevel>(
+        "--log-level",
+        one("--log-level") ?? "info",
+        LOG_LEVELS,
+      ),
+      allowedHostPorts: ports("--allow-host-port").ports,
+      allowedGuestPorts: ports("--allow-guest-port").ports,
+    },
+  };
+}
+
+function wholeNumber(
+  flag: string,
+  text: string,
+  least: number,
+  most: number,
+): number {
+  const value = /^(0x[0-9a-fA-F]+|[0-9]+)$/.test(text) ? Number(text) : NaN;
+  if (!(value >= least && value <= most)) {
+    throw new UsageError(
+      `${flag} ${text}: not a number from ${least} to ${most}`,
+    );
+  }
+  return value;
+}
+
+function choice<T extends string>(
+  flag: string,
+  text: string,
+  choices: readonly T[],
+): T {
+  const found = choices.find((each) => each === text);
+  if (found === undefined) {
+    throw new UsageError(`${flag} ${text}: not one of ${choices.join(", ")}`);
+  }
+  return found;
+}
+
+/** Runs the command line; resolves to the exit code. */
+export async function main(args: readonly string[]): Promise<number> {
+  let invocation: Invocation;
+  try {
+    invocation = parseArguments(args);
+  } catch (error) {
+    return failed(error);
+  }
+  switch (invocation.kind) {
+    case "help":
+      console.log(USAGE.trimEnd());
+      return 0;
+    case "version":
+      console.log(`ringside-device ${VERSION}`);
+      return 0;
+    case "run":
+      return await run(invocation.options);
+  }
+}
+
+async function run(options: DeviceOptions): Promise<number> {
+  // Before anything is made that a signal would leave behind.
+  let device: RunningDevice | null = null;
+  let signals = 0;
+  const onSignal = (): void => {
+    if (++signals > 1) Deno.exit(130);
+    device?.stop().catch(() => {});
+  };
+  Deno.addSignalListener("SIGINT", onSignal);
+  Deno.addSignalListener("SIGTERM", onSignal);
+  try {
+    device = await startDevice({
+      ...options,
+      onLog: (level, text) => console.error(`${level}: ${text}`),
+    });
+    if (signals > 0) await device.stop();
+    else {
+      console.log(
+        `listening on ${options.socketPath} for a front-end (guest CID ${options.guestCid}), on ${options.udsPath} for host programs`,
+      );
+    }
+    await device.closed;
+    return 0;
+  } catch (error) {
+    return failed(error);
+  } finally {
+    Deno.removeSignalListener("SIGINT", onSignal);
+    Deno.removeSignalListener("SIGTERM", onSignal);
+  }
+}
+
+function failed(error: unknown): number {
+  const text = error instanceof Error ? error.message : String(error);
+  console.error(`error: ${text.replaceAll("\n", " ")}`);
+  // The paths and the numbers are arguments; what else fails is the system's.
+  const usage = error instanceof UsageError || error instanceof RangeError ||
+    error instanceof TypeError;
+  return usage ? EXIT_USAGE : 1;
+}
+
+if (import.meta.main) Deno.exit(await main(Deno.args));

@@ -34,9 +34,14 @@ const INDIRECT_ENTRIES = 1024;
 /** Buffer ids are 16 bits; a driver may choose them beyond the queue's size. */
 const ID_LIMIT = 65536;
 /** Where a restored buffer lies: nowhere in the ring any more. */
-const NOT_IN_RING = -1;
-/** What `#limit` holds for an id that is not in flight. */
-const FREE = -1;
+const NOT_IN_RING = 0xffffffff;
+/** Largest used length. */
+const LENGTH_LIMIT = 0xffffffff;
+// Columns of `#book`, four words a row.
+const SLOTS = 0;
+const START = 1;
+const LIMIT = 2;
+const OWNER = 3;
 
 /** Descriptors of an in-flight buffer whose slots may have been overwritten: addr, len, flags. */
 type Copy = { slots: number; table: Uint32Array };
@@ -72,6 +77,13 @@ export class PackedDevice implements DeviceQueue {
   #deviceEvent: Uint16Array;
   // Word views for indirect tables, by region.
   #words: Uint32Array[];
+  readonly #tableBytes: number;
+  // The window: where addresses are looked up first, by their low word. At first there is none.
+  #region = 0;
+  #windowHigh = 0;
+  #windowStart = 0;
+  #windowEnd = 0;
+  #windowOffset = 0;
 
   // Next descriptor to fetch, with the flag bits that an available one has there.
   #avail = 0;
@@ -95,12 +107,10 @@ export class PackedDevice implements DeviceQueue {
   // What the device event flags hold, -1 where unknown.
   #eventFlags = -1;
 
-  // By id: writable bytes of the buffer or FREE, slots taken, and the first of them.
-  #limit: Float64Array;
-  #slots: Uint16Array;
-  #start: Int32Array;
-  // By slot: the id of the last buffer that began there.
-  #owner: Int32Array;
+  // Four words a row, in one array since each further one costs 1 to 2 ns a buffer. By id: slots
+  // taken (0: not in flight), the first of them, writable bytes. By slot: id of the last buffer
+  // that began there, plus 1.
+  #book: Uint32Array;
   // By id, in the order of the first fetch: buffers whose slots can't be re-read. They are all
   // older than the others in flight, since used descriptors go round the ring in the same order.
   #copies: Map<number, Copy> = new Map();
@@ -136,6 +146,7 @@ export class PackedDevice implements DeviceQueue {
     this.#size = size;
     this.#eventIdx = this.#config.eventIdx === true;
     this.#indirect = this.#config.indirect === true;
+    this.#tableBytes = Math.max(size, INDIRECT_ENTRIES) * 16;
     this.#strong = this.#config.strongOrdering === true;
     this.#memory = memory;
     this.#u16 = views.u16;
@@ -143,10 +154,7 @@ export class PackedDevice implements DeviceQueue {
     this.#driverEvent = views.driverEvent;
     this.#deviceEvent = views.deviceEvent;
     this.#words = wordViews(memory);
-    this.#limit = new Float64Array(size).fill(FREE);
-    this.#slots = new Uint16Array(size);
-    this.#start = new Int32Array(size);
-    this.#owner = new Int32Array(size).fill(-1);
+    this.#book = new Uint32Array(size * 4);
     if (state !== undefined) this.#restore(state);
   }
 
@@ -168,54 +176,202 @@ export class PackedDevice implements DeviceQueue {
     if (this.#restoredLeft !== 0) return this.#popRestored(chain);
     const u32 = this.#u32;
     const first = this.#avail;
-    let bits = this.#availBits;
     let flags = 0;
     if (!this.#strong) {
       flags = Atomics.load(this.#u16, first * 8 + 7);
     } else {
       if (this.#ready === 0 && !this.#scan()) return false;
-      flags = this.#u16[first * 8 + 7]!;
+      flags = u32[first * 4 + 3]! >>> 16;
     }
-    if ((flags & F_AVAIL_USED) !== bits) {
+    if ((flags & F_AVAIL_USED) !== this.#availBits) {
       this.#ready = 0;
       return false;
     }
 
+    let slots = (flags & F_INDIRECT) === 0
+      ? this.#walkRing(chain, first)
+      : this.#walkTable(chain, first);
+    if (slots === 0) slots = this.#walkWithCare(chain, first);
+    const size = this.#size;
+    let next = first + slots;
+    let bits = this.#availBits;
+    if (next >= size) {
+      next -= size;
+      bits ^= F_AVAIL_USED;
+    }
+    // The id counts in the last descriptor only (2.8.6).
+    const id = u32[(next === 0 ? size : next) * 4 - 1]! & 0xffff;
+    const row = id * 4;
+    if (row >= this.#book.length) this.#growIds();
+    const book = this.#book;
+    if (book[row + SLOTS] !== 0) return this.#break(idInFlight(id));
+    const writableBytes = chain.writableBytes;
+    book[row + SLOTS] = slots;
+    book[row + START] = first;
+    book[row + LIMIT] = writableBytes < LENGTH_LIMIT
+      ? writableBytes
+      : LENGTH_LIMIT;
+    book[first * 4 + OWNER] = id + 1;
+    this.#avail = next;
+    this.#availBits = bits;
+    this.#outstanding += slots;
+    this.#inFlight++;
+    const ready = this.#ready;
+    this.#ready = ready > slots ? ready - slots : 0;
+    chain.token = id;
+    return true;
+  }
+
+  // Walks a chain in the ring whose segments all lie in the window; slots taken, or 0 where
+  // there is anything out of the ordinary. Integers only, and counters in locals: the careful
+  // walk takes twice as long (48 against 33 ns a buffer in all).
+  #walkRing(chain: Chain, first: number): number {
+    const u32 = this.#u32;
+    const size = this.#size;
+    const region = this.#region;
+    const windowHigh = this.#windowHigh;
+    const windowStart = this.#windowStart;
+    const windowEnd = this.#windowEnd;
+    const windowOffset = this.#windowOffset;
+    const regions = chain.region;
+    const offsets = chain.offset;
+    const lengths = chain.length;
+    const capacity = regions.length;
+    const room = size - this.#outstanding;
+    const most = room < capacity ? room : capacity;
+    const end = size * 4;
+    let at = first * 4;
+    let count = 0;
+    let readable = 0;
+    let readableBytes = 0;
+    let writableBytes = 0;
+    for (;;) {
+      if (count === most) return 0;
+      const low = u32[at]!;
+      const high = u32[at + 1]!;
+      const length = u32[at + 2]!;
+      const flags = u32[at + 3]! >>> 16;
+      if (
+        high !== windowHigh || low < windowStart ||
+        low > windowEnd - length || length === 0 || (flags & F_INDIRECT) !== 0
+      ) {
+        return 0;
+      }
+      if ((flags & F_WRITE) !== 0) {
+        writableBytes += length;
+      } else {
+        if (readable !== count) return 0;
+        readable++;
+        readableBytes += length;
+      }
+      regions[count] = region;
+      offsets[count] = low + windowOffset;
+      lengths[count] = length;
+      count++;
+      if ((flags & F_NEXT) === 0) break;
+      at += 4;
+      if (at === end) at = 0;
+    }
+    if (chain.memory !== this.#memory) chain.memory = this.#memory;
+    chain.count = count;
+    chain.readable = readable;
+    chain.readableBytes = readableBytes;
+    chain.writableBytes = writableBytes;
+    if (chain.fault !== null) chain.fault = null;
+    return count;
+  }
+
+  // The same for an indirect table that lies in the window with its segments (2.8.7).
+  #walkTable(chain: Chain, first: number): number {
+    const u32 = this.#u32;
+    const size = this.#size;
+    const region = this.#region;
+    const windowHigh = this.#windowHigh;
+    const windowStart = this.#windowStart;
+    const windowEnd = this.#windowEnd;
+    const windowOffset = this.#windowOffset;
+    const regions = chain.region;
+    const offsets = chain.offset;
+    const lengths = chain.length;
+    const tableLow = u32[first * 4]!;
+    const tableHigh = u32[first * 4 + 1]!;
+    const bytes = u32[first * 4 + 2]!;
+    const tableFlags = u32[first * 4 + 3]! >>> 16;
+    const base = tableLow + windowOffset;
+    if (
+      !this.#indirect || this.#outstanding === size ||
+      (tableFlags & (F_INDIRECT | F_NEXT)) !== F_INDIRECT ||
+      tableHigh !== windowHigh || tableLow < windowStart ||
+      tableLow > windowEnd - bytes || bytes === 0 || (bytes & 15) !== 0 ||
+      (base & 3) !== 0 || bytes > regions.length * 16 ||
+      bytes > this.#tableBytes
+    ) {
+      return 0;
+    }
+    const words = this.#words[region]!;
+    const count = bytes >>> 4;
+    let at = base / 4;
+    let readable = 0;
+    let readableBytes = 0;
+    let writableBytes = 0;
+    for (let i = 0; i < count; i++) {
+      const low = words[at]!;
+      const high = words[at + 1]!;
+      const length = words[at + 2]!;
+      const flags = words[at + 3]! >>> 16;
+      if (
+        high !== windowHigh || low < windowStart ||
+        low > windowEnd - length || length === 0
+      ) {
+        return 0;
+      }
+      // WRITE is the only flag that counts: no NEXT, no nesting.
+      if ((flags & F_WRITE) !== 0) {
+        writableBytes += length;
+      } else {
+        if (readable !== i) return 0;
+        readable++;
+        readableBytes += length;
+      }
+      regions[i] = region;
+      offsets[i] = low + windowOffset;
+      lengths[i] = length;
+      at += 4;
+    }
+    if (chain.memory !== this.#memory) chain.memory = this.#memory;
+    chain.count = count;
+    chain.readable = readable;
+    chain.readableBytes = readableBytes;
+    chain.writableBytes = writableBytes;
+    if (chain.fault !== null) chain.fault = null;
+    return 1;
+  }
+
+  // Walks any chain; slots taken. Sets the fault of a malformed one whose end is found.
+  #walkWithCare(chain: Chain, first: number): number {
+    const u32 = this.#u32;
     const size = this.#size;
     const room = size - this.#outstanding;
-    const memory = this.#memory;
-    chain.memory = memory;
+    chain.memory = this.#memory;
     chain.clear();
     let fault: RingError | null = null;
     let writable = false;
     let slot = first;
     let slots = 0;
-    let id = 0;
     for (;;) {
       // Also where the ring is full already: what looks available there is no lawful descriptor.
       if (slots === room) return this.#break(tooLong(size));
       const low = u32[slot * 4]!;
       const high = u32[slot * 4 + 1]!;
       const length = u32[slot * 4 + 2]!;
-      // The id counts in the last descriptor only (2.8.6).
-      const idAndFlags = u32[slot * 4 + 3]!;
-      id = idAndFlags & 0xffff;
-      if (slots !== 0) flags = idAndFlags >>> 16;
+      const flags = u32[slot * 4 + 3]! >>> 16;
       slots++;
       slot++;
-      if (slot === size) {
-        slot = 0;
-        bits ^= F_AVAIL_USED;
-      }
+      if (slot === size) slot = 0;
       if (fault === null) {
         if ((flags & F_INDIRECT) !== 0) {
-          fault = this.#fetchTable(
-            chain,
-            low,
-            high,
-            length,
-            slots === 1 && (flags & F_NEXT) === 0,
-          );
+          const alone = slots === 1 && (flags & F_NEXT) === 0;
+          fault = this.#fetchTable(chain, low, high, length, alone);
         } else {
           if ((flags & F_WRITE) !== 0) {
             writable = true;
@@ -232,26 +388,26 @@ export class PackedDevice implements DeviceQueue {
       }
       if ((flags & F_NEXT) === 0) break;
     }
-
+    const last = chain.count - 1;
+    if (last >= 0) this.#useWindow(chain.region[last]!, chain.offset[last]!);
     if (fault !== null) {
       chain.clear();
       chain.fault = fault;
     }
-    if (id >= this.#limit.length) this.#growIds();
-    const limit = this.#limit;
-    if (limit[id] !== FREE) return this.#break(idInFlight(id));
-    limit[id] = chain.writableBytes;
-    this.#slots[id] = slots;
-    this.#start[id] = first;
-    this.#owner[first] = id;
-    this.#avail = slot;
-    this.#availBits = bits;
-    this.#outstanding += slots;
-    this.#inFlight++;
-    const ready = this.#ready;
-    this.#ready = ready > slots ? ready - slots : 0;
-    chain.token = id;
-    return true;
+    return slots;
+  }
+
+  // Makes the window of the part of a region around an offset where addresses have the same high
+  // word.
+  #useWindow(region: number, offset: number): void {
+    const { guestAddress, size } = this.#memory.regions[region]!;
+    const high = Math.floor((guestAddress + offset) / TWO_32);
+    const base = high * TWO_32;
+    this.#region = region;
+    this.#windowHigh = high;
+    this.#windowStart = Math.max(guestAddress - base, 0);
+    this.#windowEnd = Math.min(guestAddress + size - base, TWO_32);
+    this.#windowOffset = base - guestAddress;
   }
 
   /**
@@ -309,9 +465,7 @@ export class PackedDevice implements DeviceQueue {
         "an indirect descriptor is in a chain",
       );
     }
-    const size = this.#size;
-    const most = size > INDIRECT_ENTRIES ? size : INDIRECT_ENTRIES;
-    if (length === 0 || (length & 15) !== 0 || length > most * 16) {
+    if (length === 0 || (length & 15) !== 0 || length > this.#tableBytes) {
       return chainFault(
         "INDIRECT_TABLE_SIZE",
         "2.8.7",
@@ -380,10 +534,10 @@ export class PackedDevice implements DeviceQueue {
     }
     this.#nextRestored++;
     this.#restoredLeft--;
-    if (id >= this.#limit.length) this.#growIds();
-    this.#limit[id] = chain.writableBytes;
-    this.#slots[id] = slots;
-    this.#start[id] = NOT_IN_RING;
+    if (id * 4 >= this.#book.length) this.#growIds();
+    this.#book[id * 4 + SLOTS] = slots;
+    this.#book[id * 4 + START] = NOT_IN_RING;
+    this.#book[id * 4 + LIMIT] = Math.min(chain.writableBytes, LENGTH_LIMIT);
     this.#inFlight++;
     chain.token = id;
     return true;
@@ -397,14 +551,13 @@ export class PackedDevice implements DeviceQueue {
    * @throws {TypeError} when `token` is not in flight, or is not the last fetched buffer.
    */
   unpop(token: number): void {
-    const limit = this.#limit[token];
-    if (limit === undefined || limit === FREE) {
+    if (!this.#isInFlight(token)) {
       throw new TypeError(
         `Cannot give buffer ${token} back: it is not in flight`,
       );
     }
-    const slots = this.#slots[token]!;
-    const start = this.#start[token]!;
+    const slots = this.#book[token * 4 + SLOTS]!;
+    const start = this.#book[token * 4 + START]!;
     // The last one fetched ends where the next one begins. One that was copied can look so by
     // having done so a lap ago.
     const last = start === NOT_IN_RING
@@ -416,7 +569,7 @@ export class PackedDevice implements DeviceQueue {
         `Cannot give buffer ${token} back: it is not the last one fetched`,
       );
     }
-    this.#limit[token] = FREE;
+    this.#book[token * 4 + SLOTS] = 0;
     this.#inFlight--;
     if (start === NOT_IN_RING) {
       this.#nextRestored--;
@@ -445,17 +598,21 @@ export class PackedDevice implements DeviceQueue {
    * those that the buffer has.
    */
   push(token: number, written: number): void {
-    const limit = this.#limit;
-    // One comparison for both: FREE is negative, an id beyond the table reads undefined.
-    if (!(written <= limit[token]!) || written >>> 0 !== written) {
+    const book = this.#book;
+    const row = token * 4;
+    // A token beyond the table reads undefined.
+    const slots = book[row + SLOTS]!;
+    if (
+      !(slots > 0 && written <= book[row + LIMIT]!) ||
+      token >>> 0 !== token || written >>> 0 !== written
+    ) {
       this.#refusePush(token, written);
     }
-    const slots = this.#slots[token]!;
     const used = this.#used;
-    if (this.#copied !== 0 || this.#start[token] !== used) {
+    if (this.#copied !== 0 || book[row + START] !== used) {
       this.#saveOverwritten(token, slots);
     }
-    limit[token] = FREE;
+    book[row + SLOTS] = 0;
     this.#outstanding -= slots;
     this.#inFlight--;
 
@@ -489,17 +646,16 @@ export class PackedDevice implements DeviceQueue {
     const copies = this.#copies;
     let slot = this.#used;
     for (let i = 0; i < slots; i++) {
-      const id = this.#owner[slot]!;
-      if (
-        id >= 0 && id !== token && this.#start[id] === slot &&
-        this.#limit[id] !== FREE && !copies.has(id)
-      ) {
-        const taken = this.#slots[id]!;
+      const id = this.#ownerOf(slot);
+      if (id >= 0 && id !== token) {
+        const taken = this.#book[id * 4 + SLOTS]!;
         copies.set(id, { slots: taken, table: this.#copyOut(slot, taken) });
       }
       if (++slot === size) slot = 0;
     }
-    if (this.#start[token] !== NOT_IN_RING) this.#pastRestored = true;
+    if (this.#book[token * 4 + START] !== NOT_IN_RING) {
+      this.#pastRestored = true;
+    }
     copies.delete(token);
     this.#copied = copies.size;
   }
@@ -613,13 +769,10 @@ export class PackedDevice implements DeviceQueue {
     const size = this.#size;
     let slot = this.#used;
     for (let left = this.#outstanding; left > 0;) {
-      const id = this.#owner[slot]!;
+      const id = this.#ownerOf(slot);
       let slots = 1;
-      if (
-        id >= 0 && this.#start[id] === slot && this.#limit[id] !== FREE &&
-        !this.#copies.has(id)
-      ) {
-        slots = this.#slots[id]!;
+      if (id >= 0) {
+        slots = this.#book[id * 4 + SLOTS]!;
         const descriptors = this.#resolve(this.#copyOut(slot, slots));
         inFlight.push({ id, slots, descriptors });
       }
@@ -644,11 +797,11 @@ export class PackedDevice implements DeviceQueue {
     let bits = F_WRITE | F_INDIRECT;
     if ((first & F_INDIRECT) !== 0) {
       const length = table[2]!;
-      const limit = Math.max(this.#size, INDIRECT_ENTRIES) * 16;
       const region = this.#memory.locate(table[1]! * TWO_32 + table[0]!);
       if (
         !this.#indirect || table.length !== 4 || length % 16 !== 0 ||
-        length > limit || region < 0 || length > this.#memory.foundRoom
+        length > this.#tableBytes || region < 0 ||
+        length > this.#memory.foundRoom
       ) return [];
       const offset = this.#memory.foundOffset;
       const { bytes } = this.#memory.regions[region]!;
@@ -684,6 +837,7 @@ export class PackedDevice implements DeviceQueue {
     this.#driverEvent = views.driverEvent;
     this.#deviceEvent = views.deviceEvent;
     this.#words = wordViews(memory);
+    this.#windowEnd = 0;
     this.#ready = 0;
   }
 
@@ -715,24 +869,33 @@ export class PackedDevice implements DeviceQueue {
     this.armKicks();
   }
 
+  #isInFlight(token: number): boolean {
+    return token >>> 0 === token && token * 4 < this.#book.length &&
+      this.#book[token * 4 + SLOTS] !== 0;
+  }
+
+  // The buffer in flight that begins at a slot and stands there as it was fetched, or -1.
+  #ownerOf(slot: number): number {
+    const id = this.#book[slot * 4 + OWNER]! - 1;
+    return this.#isInFlight(id) && this.#book[id * 4 + START] === slot &&
+        !this.#copies.has(id)
+      ? id
+      : -1;
+  }
+
   #growIds(): void {
-    const limit = new Float64Array(ID_LIMIT).fill(FREE);
-    const slots = new Uint16Array(ID_LIMIT);
-    const start = new Int32Array(ID_LIMIT);
-    limit.set(this.#limit);
-    slots.set(this.#slots);
-    start.set(this.#start);
-    this.#limit = limit;
-    this.#slots = slots;
-    this.#start = start;
+    const book = new Uint32Array(ID_LIMIT * 4);
+    book.set(this.#book);
+    this.#book = book;
   }
 
   #refusePush(token: number, written: number): never {
-    const limit = this.#limit[token];
     throw new RangeError(
-      limit === undefined || limit === FREE
-        ? `Cannot push buffer ${token}: it is not in flight`
-        : `Cannot push buffer ${token} with ${written} bytes: it has room for ${limit}`,
+      this.#isInFlight(token)
+        ? `Cannot push buffer ${token} with ${written} bytes: it has room for ${
+          this.#book[token * 4 + LIMIT]
+        }`
+        : `Cannot push buffer ${token}: it is not in flight`,
     );
   }
 

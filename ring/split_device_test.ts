@@ -892,3 +892,35 @@ Deno.test("SplitDevice.rebind() goes on over another buffer with the same addres
   assert(device.publish());
   assertEquals(after.getUint16(USED - BASE + 2, true), 2);
 });
+
+Deno.test("SplitDevice.rebind() goes on over regions that are cut otherwise", () => {
+  const guest = new Guest(4);
+  guest.descriptor(0, [DATA + 0x100, 8, 0]);
+  guest.descriptor(1, [DATA + 0x100 - 4, 8, 0]);
+  const device = guest.device();
+  const chain = guest.chain();
+  complete(guest, device);
+  const border = DATA + 0x100 - BASE;
+  const buffer = guest.view.buffer;
+  const memory = new GuestMemory([
+    { guestAddress: 0, size: 16, buffer: new ArrayBuffer(16) },
+    { guestAddress: BASE, size: border, buffer },
+    {
+      guestAddress: BASE + border,
+      size: MEMORY_SIZE - border,
+      buffer,
+      byteOffset: border,
+    },
+  ]);
+  device.rebind(memory);
+  guest.offer(0, 1);
+  assert(device.pop(chain));
+  assertEquals([chain.region[0], chain.offset[0], chain.count], [2, 0, 1]);
+  assert(device.pop(chain));
+  assertEquals([...chain.region.subarray(0, chain.count)], [1, 2]);
+  assertEquals(segments(chain), [[DATA + 0xfc, 4, false], [
+    DATA + 0x100,
+    4,
+    false,
+  ]]);
+});

@@ -15,6 +15,7 @@ export const CONNECT_TIMEOUT_MS: number = 2000;
 
 /** A rule of the specification that the device broke, as the guest saw it. */
 export class VsockViolation extends Error {
+  /** `"VsockViolation"`. */
   override readonly name = "VsockViolation";
 }
 

@@ -8,22 +8,19 @@ import {
   VirtioDevice,
 } from "../../device/virtio_device.ts";
 import { GuestMemory } from "../../ring/memory.ts";
-import { PackedDriver } from "../../ring/packed_driver.ts";
 import type {
   DeviceQueue,
-  DriverQueue,
-  IndirectTables,
   QueueConfig,
   QueueState,
   RingFormat,
 } from "../../ring/queue.ts";
-import { SplitDriver } from "../../ring/split_driver.ts";
 import {
   VIRTIO_F_EVENT_IDX,
   VIRTIO_F_INDIRECT_DESC,
   VIRTIO_F_RING_PACKED,
 } from "../../ring/virtio_ring.ts";
 import type { VsockDriverOptions } from "./driver_options.ts";
+import { layOutQueue, makeDriverQueue } from "./driver_queue.ts";
 import { MemoryArena } from "./memory_arena.ts";
 import { VsockDriver } from "./vsock_driver.ts";
 
@@ -330,43 +327,4 @@ export class InProcessGuest {
       },
     };
   }
-}
-
-/** Allocates the three areas of a queue. */
-export function layOutQueue(
-  arena: MemoryArena,
-  ring: RingFormat,
-  size: number,
-): {
-  size: number;
-  descriptorArea: number;
-  driverArea: number;
-  deviceArea: number;
-} {
-  const split = ring === "split";
-  return {
-    size,
-    descriptorArea: arena.allocate(16 * size),
-    driverArea: arena.allocate(split ? 6 + 2 * size : 4),
-    deviceArea: arena.allocate(split ? 6 + 8 * size : 4),
-  };
-}
-
-/** Makes the driver side of a queue, with indirect tables of `indirectEntries` unless that is 0. */
-export function makeDriverQueue(
-  arena: MemoryArena,
-  ring: RingFormat,
-  config: QueueConfig,
-  indirectEntries: number,
-): DriverQueue {
-  const entries = indirectEntries;
-  const options: { indirect?: IndirectTables } = entries === 0 ? {} : {
-    indirect: {
-      address: arena.allocate(config.size * entries * 16),
-      entries,
-    },
-  };
-  return ring === "packed"
-    ? new PackedDriver(arena.memory, config, options)
-    : new SplitDriver(arena.memory, config, options);
 }

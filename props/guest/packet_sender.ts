@@ -80,6 +80,11 @@ export class PacketSender {
     return this.#raw.send(segments, writable);
   }
 
+  /** Sends a chain at any guest addresses; see {@link RawSender.sendList}. */
+  sendList(list: BufferList): RawSend | null {
+    return this.#raw.sendList(list);
+  }
+
   /** Sends what waits as far as there is room; true where some was. */
   flush(): boolean {
     const waiting = this.#waiting;

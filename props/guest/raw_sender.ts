@@ -47,14 +47,12 @@ export class RawSender {
       list.addWritable(address, length);
       pieces.push({ address, length, writable: true });
     }
-    const token = this.#queue.add(list);
-    if (token < 0) {
-      this.#free(pieces);
-      return null;
-    }
-    const send: RawSend = { used: false, usedLength: 0, written: [] };
-    this.#sent.set(token, { send, pieces });
-    return send;
+    return this.#add(list, pieces);
+  }
+
+  /** Stages a chain at any guest addresses, which stay the caller's; null without room. */
+  sendList(list: BufferList): RawSend | null {
+    return this.#add(list, []);
   }
 
   /** The chain with this token, filled in, or null where the token is not of this sender. */
@@ -71,6 +69,17 @@ export class RawSender {
       }
     }
     this.#free(pieces);
+    return send;
+  }
+
+  #add(list: BufferList, pieces: Sent["pieces"]): RawSend | null {
+    const token = this.#queue.add(list);
+    if (token < 0) {
+      this.#free(pieces);
+      return null;
+    }
+    const send: RawSend = { used: false, usedLength: 0, written: [] };
+    this.#sent.set(token, { send, pieces });
     return send;
   }
 

@@ -1,4 +1,4 @@
-import type { DriverQueue } from "../../ring/queue.ts";
+import type { BufferList, DriverQueue } from "../../ring/queue.ts";
 import { ClosedTuples } from "./closed_tuples.ts";
 import { ConnectionTable } from "./connection_table.ts";
 import {
@@ -241,6 +241,14 @@ export class VsockDriver {
     return this.#sender.sendRaw(segments, writable);
   }
 
+  /**
+   * Sends a chain of segments at any guest addresses, lawful or not; null where the queue has no room.
+   * The memory stays the caller's until the result says that the chain was used.
+   */
+  sendList(list: BufferList): RawSend | null {
+    return this.#sender.sendList(list);
+  }
+
   /** Sends a packet with these header fields and payload; the guest's CID and `len` unless told. */
   sendPacket(
     fields: Partial<PacketFields>,
@@ -286,6 +294,12 @@ export class VsockDriver {
       throw new VsockViolation(texts.join("; "));
     }
     return busy;
+  }
+
+  /** Publishes and kicks what was staged since the last `poll()`, without taking anything back. */
+  flush(): void {
+    this.#sender.flush();
+    this.#publish();
   }
 
   /** Lets time pass: connections whose deadline has come are given up, as Linux does. */

@@ -11,7 +11,7 @@ import type { QueueConfig } from "../../ring/queue.ts";
 import { SplitDevice } from "../../ring/split_device.ts";
 import { type VsockDriverOptions, VsockViolation } from "./driver_options.ts";
 import type { GuestConnection } from "./guest_connection.ts";
-import { layOutQueue, makeDriverQueue } from "./in_process.ts";
+import { layOutQueue, makeDriverQueue } from "./driver_queue.ts";
 import { MemoryArena } from "./memory_arena.ts";
 import { VsockDriver } from "./vsock_driver.ts";
 import {

@@ -72,6 +72,7 @@ export class FdPorts implements SessionPorts {
   readonly #kicks: (Kick | null)[] = [];
   readonly #calls: (Signal | null)[] = [];
   readonly #errs: (Signal | null)[] = [];
+  readonly #mappings = new Set<Mapping>();
   readonly #watched = new Set<Mapping>();
   #backendChannel = -1;
 
@@ -90,7 +91,7 @@ export class FdPorts implements SessionPorts {
     this.#diagnostics = diagnostics;
   }
 
-  /** Bytes whose file could not be sealed against shrinking: see `mmap.ts`. */
+  /** True when there is memory that could not be sealed against shrinking: see `mmap.ts`. */
   get watching(): boolean {
     return this.#watched.size > 0;
   }
@@ -106,21 +107,30 @@ export class FdPorts implements SessionPorts {
   /** {@inheritDoc SessionPorts.map} */
   map(fd: number, size: number, offset: number): MappedMemory {
     const mapping = mapped(fd, size, offset);
-    if (mapping.sealed) return mapping;
-    this.#watched.add(mapping);
-    this.#diagnostics.count("memory_unsealed");
-    this.#diagnostics.log(
-      "debug",
-      "the front-end's memory takes no seal against shrinking; it is watched instead",
-    );
+    if (!mapping.sealed) {
+      this.#watched.add(mapping);
+      this.#diagnostics.count("memory_unsealed");
+      this.#diagnostics.log(
+        "debug",
+        "the front-end's memory takes no seal against shrinking; it is watched instead",
+      );
+    }
+    return this.#keep(mapping);
+  }
+
+  #keep(mapping: Mapping): MappedMemory {
+    this.#mappings.add(mapping);
     return {
       buffer: mapping.buffer,
       hostAddress: mapping.hostAddress,
-      release: () => {
-        this.#watched.delete(mapping);
-        mapping.release();
-      },
+      release: () => this.#release(mapping),
     };
+  }
+
+  #release(mapping: Mapping): void {
+    this.#mappings.delete(mapping);
+    this.#watched.delete(mapping);
+    mapping.release();
   }
 
   /** {@inheritDoc SessionPorts.allocate} */
@@ -128,7 +138,8 @@ export class FdPorts implements SessionPorts {
     try {
       const fd = createMemfd(size);
       try {
-        return { memory: new Mapping(duplicateFd(fd), size, 0), fd };
+        const memory = new Mapping(duplicateFd(fd), size, 0);
+        return { memory: this.#keep(memory), fd };
       } catch (error) {
         closeFd(fd);
         throw error;
@@ -244,8 +255,9 @@ export class FdPorts implements SessionPorts {
     closeFd(fd);
   }
 
-  /** Gives back what a session has left. */
+  /** Gives back what a session has left: nothing, unless it failed. */
   close(): void {
+    for (const mapping of this.#mappings) this.#release(mapping);
     for (const index of this.#kicks.keys()) this.setKick(index, -1);
     for (const index of this.#calls.keys()) this.setCall(index, -1);
     for (const index of this.#errs.keys()) this.setErr(index, -1);

@@ -265,14 +265,19 @@ class FrontEnd implements FdHandler, PortEvents {
   }
 
   fail(error: unknown): void {
-    this.#context.diagnostics.count("internal_errors");
-    this.#context.diagnostics.log(
+    this.#logOwn(error);
+    this.end("of that error");
+  }
+
+  #logOwn(error: unknown): void {
+    const { diagnostics } = this.#context;
+    diagnostics.count("internal_errors");
+    diagnostics.log(
       "error",
-      `an error of the device itself ends the session: ${
+      `an error of the device itself: ${
         error instanceof Error ? error.stack ?? error.message : error
       }`,
     );
-    this.end("of that error");
   }
 
   #pollLater(): void {
@@ -291,17 +296,19 @@ class FrontEnd implements FdHandler, PortEvents {
     this.#loop.unregister(this.#fd);
     try {
       this.#session.close();
-    } finally {
-      for (const fd of this.#assembler.close()) closeFd(fd);
-      this.#ports.close();
-      closeFd(this.#fd);
-      if (reason !== null) {
-        this.#context.diagnostics.log(
-          "info",
-          `the front-end's session has ended: ${reason}; listening again`,
-        );
-      }
-      this.#context.ended(this);
+    } catch (error) {
+      // The next front-end is served nevertheless.
+      this.#logOwn(error);
     }
+    for (const fd of this.#assembler.close()) closeFd(fd);
+    this.#ports.close();
+    closeFd(this.#fd);
+    if (reason !== null) {
+      this.#context.diagnostics.log(
+        "info",
+        `the front-end's session has ended: ${reason}; listening again`,
+      );
+    }
+    this.#context.ended(this);
   }
 }

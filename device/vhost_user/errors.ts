@@ -39,6 +39,7 @@ export type VhostUserErrorCode =
  * leaves no way to go on.
  */
 export class VhostUserError extends Error {
+  /** `"VhostUserError"`. */
   override readonly name = "VhostUserError";
   /** The rule that was broken. */
   readonly code: VhostUserErrorCode;

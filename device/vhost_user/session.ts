@@ -369,8 +369,9 @@ export class VhostUserSession implements TransportPort {
         const section = "VHOST_USER_SET_BACKEND_REQ_FD";
         this.#need(VHOST_USER_PROTOCOL_F_BACKEND_REQ, section);
         fds.expect(1, section);
-        this.#hasChannel = true;
+        this.#hasChannel = false;
         this.#ports.setBackendChannel(fds.take());
+        this.#hasChannel = true;
         return null;
       }
       case VHOST_USER_GET_CONFIG:

@@ -15,7 +15,7 @@ import {
   Rig,
   USER_BASE,
   withRig,
-} from "./_fixture_test.ts";
+} from "./_fixture.ts";
 import * as vu from "./constants.ts";
 import { VhostUserError } from "./errors.ts";
 import {
@@ -287,6 +287,44 @@ for (const format of FORMATS) {
     }
   });
 }
+
+Deno.test("VhostUserSession knows a driver again whose packed ring stands at the start of a lap", () => {
+  for (const buffers of [2, 4]) { // one lap and two of 4 descriptors
+    withRig((rig) => {
+      rig.negotiate("packed");
+      const driver = rig.driver(0, 4, "packed");
+      rig.startRing(0, 4, PACKED_INITIAL_BASE);
+      rig.roundTrips(driver, 0, buffers);
+      const base = rig.getBase(0);
+      assertEquals(base, buffers === 2 ? 0 : PACKED_INITIAL_BASE);
+      // A ring that is full of new buffers looks like one in its first lap.
+      rig.offer(driver, new BufferList(), 1);
+      rig.offer(driver, new BufferList(), 1);
+      new Uint8Array(rig.memory).fill(0, 0x3000, 0x3004);
+      rig.startRing(0, 4, base);
+      assertEquals(rig.model.events.at(-1), "start 0");
+      rig.collect(driver, 1);
+    });
+  }
+});
+
+Deno.test("VhostUserSession tells a new driver once, when its ring is used first", () => {
+  withRig((rig) => {
+    rig.negotiate("split");
+    rig.driver(0, 8, "split");
+    rig.ok(vu.VHOST_USER_SET_VRING_NUM, rig.state(0, 8));
+    rig.ok(vu.VHOST_USER_SET_VRING_BASE, rig.state(0, 0));
+    rig.ok(vu.VHOST_USER_SET_VRING_ADDR, rig.addresses(0, 8));
+    rig.ok(vu.VHOST_USER_SET_VRING_KICK, encodeU64(0), [rig.ports.newFd()]);
+    assertEquals(rig.device.queueRunning(0), true);
+    assertEquals(rig.getBase(0), 0);
+    rig.startRing(0, 8, 0);
+    assertEquals(rig.model.events.at(-1), "start 0 fresh");
+    assertEquals(rig.getBase(0), 0);
+    rig.startRing(0, 8, 0);
+    assertEquals(rig.model.events.at(-1), "start 0");
+  });
+});
 
 Deno.test("VhostUserSession starts rings enabled without protocol features", () => {
   withRig((rig) => {
@@ -567,6 +605,18 @@ Deno.test("VhostUserSession refuses memory that is not lawful", () => {
       ]),
       1,
     );
+    // The second region can't be mapped: the first is given back, the old table stays.
+    const fds = [rig.ports.newFd(file), rig.ports.newFd(new ArrayBuffer(16))];
+    assertEquals(
+      rig.ask(
+        vu.VHOST_USER_SET_MEM_TABLE,
+        encodeMemoryTable([ok, far]),
+        fds,
+      ),
+      1,
+    );
+    assertEquals(rig.ports.mapped, 1);
+    assertEquals(rig.device.memory.regions.length, 1);
     assertEquals(
       rig.ask(
         vu.VHOST_USER_SET_MEM_TABLE,
@@ -577,7 +627,11 @@ Deno.test("VhostUserSession refuses memory that is not lawful", () => {
     assertEquals(rig.ask(vu.VHOST_USER_REM_MEM_REG, add), 1);
     // One descriptor that should not be there is closed and forgiven.
     const removed = encodeMemoryRegion({ ...ok, mmapOffset: 77 });
+    const unexpected = (): number =>
+      rig.device.diagnostics.counters.get("vhost_user_unexpected_fd") ?? 0;
+    const before = unexpected();
     rig.ok(vu.VHOST_USER_REM_MEM_REG, removed, [rig.ports.newFd()]);
+    assertEquals(unexpected(), before + 1);
     assertEquals(rig.ports.mapped, 0);
     for (let i = 0; i < 64; i++) {
       const region = {

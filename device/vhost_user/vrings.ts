@@ -173,8 +173,10 @@ export class Vrings {
   /** SET_VRING_KICK with a descriptor, or -1 for a ring that is to be polled. */
   setKick(index: number, fd: number): void {
     const ring = this.#rings[index]!;
-    ring.hasKick = fd >= 0;
+    // False while it is not certain that the ports take it; the old one is gone in any case.
+    ring.hasKick = false;
     this.#ports.setKick(index, fd);
+    ring.hasKick = fd >= 0;
     this.start(index);
     this.kick(index);
   }
@@ -189,16 +191,20 @@ export class Vrings {
   /** SET_VRING_CALL with a descriptor or -1. */
   setCall(index: number, fd: number): void {
     const ring = this.#rings[index]!;
-    ring.hasCall = fd >= 0;
+    // False while it is not certain that the ports take it; the old one is gone in any case.
+    ring.hasCall = false;
     this.#ports.setCall(index, fd);
+    ring.hasCall = fd >= 0;
     // What was signalled to the descriptor before may have been lost with it.
     if (fd >= 0 && this.#active(ring, index)) this.#ports.call(index);
   }
 
   /** SET_VRING_ERR with a descriptor or -1. */
   setErr(index: number, fd: number): void {
-    this.#rings[index]!.hasErr = fd >= 0;
+    const ring = this.#rings[index]!;
+    ring.hasErr = false;
     this.#ports.setErr(index, fd);
+    ring.hasErr = fd >= 0;
   }
 
   /** SET_VRING_ENABLE. */
@@ -299,7 +305,11 @@ export class Vrings {
     }
   }
 
-  /** @throws {VhostUserError} `BAD_QUEUE_INDEX` when the device has no such queue. */
+  /**
+   * Checks that the device has a queue `index`.
+   *
+   * @throws {VhostUserError} `BAD_QUEUE_INDEX` when it has not.
+   */
   checkIndex(index: number, section: string): void {
     this.#ring(index, section);
   }

@@ -1,5 +1,9 @@
-// What the tests of this folder share: a device model, ports that count descriptors, a front-end.
-import { assertEquals } from "@std/assert";
+/**
+ * What the tests of this folder share: a device model, ports that count descriptors, a front-end.
+ * Nothing else imports it.
+ *
+ * @module
+ */
 import { Chain } from "../../ring/chain.ts";
 import { GuestMemory } from "../../ring/memory.ts";
 import { PackedDriver } from "../../ring/packed_driver.ts";
@@ -36,6 +40,13 @@ import {
 import { MessageAssembler } from "./message_assembler.ts";
 import type { MappedMemory, SessionPorts } from "./ports.ts";
 import { VhostUserSession, type VhostUserSessionOptions } from "./session.ts";
+
+function same(actual: unknown, expected: unknown, what = "a value"): void {
+  if (JSON.stringify(actual) === JSON.stringify(expected)) return;
+  throw new Error(
+    `${what}: ${JSON.stringify(actual)}, not ${JSON.stringify(expected)}`,
+  );
+}
 
 /** Writes the sum of a buffer's readable bytes into its writable ones, and notes what it is told. */
 export class SumModel implements DeviceModel {
@@ -265,19 +276,19 @@ export class Rig {
     fds: readonly number[] = [],
   ): number {
     const replies = this.sendBytes(encodeRequest(request, payload, true), fds);
-    assertEquals(replies.length, 1, `one reply to ${request}`);
+    same(replies.length, 1, `one reply to ${request}`);
     const reply = parseMessage(replies[0]!);
-    assertEquals(reply.request, request);
+    same(reply.request, request);
     return parseU64(reply.payload);
   }
   /** The same, which has to succeed. */
   ok(request: number, payload?: Uint8Array, fds: readonly number[] = []): void {
-    assertEquals(this.ask(request, payload, fds), 0, this.lines.join("\n"));
+    same(this.ask(request, payload, fds), 0, this.lines.join("\n"));
   }
   /** Sends a request that has a reply of its own, and returns its payload. */
   get(request: number, payload?: Uint8Array): Uint8Array {
     const replies = this.send(request, payload);
-    assertEquals(replies.length, 1);
+    same(replies.length, 1);
     return parseMessage(replies[0]!).payload;
   }
 
@@ -386,21 +397,21 @@ export class Rig {
     list.clear()
       .addReadable(GUEST_BASE + 0x30000, 2)
       .addWritable(GUEST_BASE + 0x30008, 1);
-    assertEquals(driver.add(list) >= 0, true);
+    same(driver.add(list) >= 0, true);
     driver.publish();
   }
   collect(driver: DriverQueue, value: number): void {
-    assertEquals(driver.reclaim() >= 0, true, "the buffer was used");
-    assertEquals(driver.usedLength, 1);
-    assertEquals(this.guest.bytes(GUEST_BASE + 0x30008, 1)[0], value);
+    same(driver.reclaim() >= 0, true, "the buffer was used");
+    same(driver.usedLength, 1);
+    same(this.guest.bytes(GUEST_BASE + 0x30008, 1)[0], value);
   }
   /** Ends the session and checks that nothing is left over. */
   finish(): void {
     for (const fd of this.assembler.close()) this.ports.closeFd(fd);
     this.session.close();
-    assertEquals([...this.ports.open], [], "no descriptor leaks");
-    assertEquals([...this.ports.held.keys()], [], "all were given back");
-    assertEquals(this.ports.mapped, 0, "all mappings were released");
+    same([...this.ports.open], [], "no descriptor leaks");
+    same([...this.ports.held.keys()], [], "all were given back");
+    same(this.ports.mapped, 0, "all mappings were released");
   }
 }
 

@@ -112,10 +112,9 @@ export class SplitDevice implements DeviceQueue {
 
   // By head: FREE, WAITING (restored, not handed out) or the writable bytes of the buffer.
   readonly #limit: Float64Array;
-  // By head: when it was fetched. Restored buffers are numbered first.
+  // By head: the number of its fetch. Restored buffers have the first numbers.
   readonly #order: Float64Array;
   #fetched = 0;
-  #lastHead = -1;
 
   readonly #restored: InFlightBuffer[];
   #restoredNext = 0;
@@ -193,32 +192,38 @@ export class SplitDevice implements DeviceQueue {
     const writable = chain.writableBytes;
     limit[head] = writable;
     this.#order[head] = this.#fetched++;
-    this.#lastHead = head;
     this.#lastAvailIdx = (lastAvail + 1) & 0xffff;
     return true;
   }
 
   /**
-   * Gives back the buffer that was popped last; the next `pop()` fetches it again.
+   * Gives back a buffer that was popped and not pushed; the next `pop()` fetches it again. May be
+   * repeated: buffers are given back from the last fetched one on, so that those which remain
+   * were all fetched before it. A chain that it filled is no longer to be used.
    *
-   * Works once for each `pop()`; a chain that it filled is no longer to be used.
-   *
-   * @throws {TypeError} when the last buffer was pushed already or nothing was popped.
+   * @throws {TypeError} when `token` is not in flight, or is not the last fetched buffer.
    */
-  unpop(): void {
-    const head = this.#lastHead;
-    if (head < 0 || this.#limit[head]! < 0) {
+  unpop(token: number): void {
+    const limit = this.#limit[token];
+    if (limit === undefined || limit < 0) {
       throw new TypeError(
-        "Cannot give a buffer back: the last one is not with the device",
+        `Cannot give buffer ${token} back: it is not in flight`,
       );
     }
-    this.#lastHead = -1;
-    if (this.#order[head]! < this.#restored.length) {
-      this.#limit[head] = WAITING;
-      this.#restoredNext--;
+    const restored = this.#fetched === this.#restored.length;
+    const last = restored ? this.#restoredNext - 1 : this.#fetched - 1;
+    if (this.#order[token] !== last) {
+      throw new TypeError(
+        `Cannot give buffer ${token} back: it is not the last one fetched`,
+      );
+    }
+    if (restored) {
+      this.#limit[token] = WAITING;
+      this.#restoredNext = last;
       this.#waiting++;
     } else {
-      this.#limit[head] = FREE;
+      this.#limit[token] = FREE;
+      this.#fetched = last;
       this.#lastAvailIdx = (this.#lastAvailIdx - 1) & 0xffff;
       if (this.#fault !== null) this.#availIdx = this.#lastAvailIdx;
     }
@@ -394,7 +399,6 @@ export class SplitDevice implements DeviceQueue {
       }
     }
     this.#limit[buffer.id] = chain.writableBytes;
-    this.#lastHead = buffer.id;
     this.#restoredNext++;
     this.#waiting--;
     return true;

@@ -488,7 +488,7 @@ Deno.test("SplitDevice.pop() stops for good at a head outside the table", () => 
   assert(device.pop(chain));
   fatal("HEAD_OUT_OF_RANGE", () => device.pop(chain));
   fatal("HEAD_OUT_OF_RANGE", () => device.pop(chain));
-  device.unpop();
+  device.unpop(0);
   fatal("HEAD_OUT_OF_RANGE", () => device.pop(chain));
 });
 
@@ -511,20 +511,28 @@ Deno.test("SplitDevice.unpop() makes the next pop() fetch the same buffer", () =
   guest.descriptor(0, [DATA + 64, 7, WRITE], DATA);
   const device = guest.device();
   const chain = guest.chain();
-  assertThrows(() => device.unpop(), TypeError);
+  for (const token of [0, 4, -1, NaN]) {
+    assertThrows(() => device.unpop(token), TypeError, "not in flight");
+  }
   guest.offer(0, 1);
   assert(device.pop(chain));
   assert(device.pop(chain));
-  device.unpop();
+  assertThrows(() => device.unpop(0), TypeError, "not the last one");
+  device.unpop(1);
   assertEquals(device.inFlight, 1);
   assertThrows(() => device.push(1, 0), RangeError);
-  assertThrows(() => device.unpop(), TypeError);
+  assertThrows(() => device.unpop(1), TypeError, "not in flight");
+  device.unpop(0);
+  assertEquals(device.inFlight, 0);
+  assert(device.pop(chain));
+  assertEquals([chain.token, chain.writableBytes], [0, 0]);
   assertEquals(device.armKicks(), true);
   assert(device.pop(chain));
   assertEquals([chain.token, chain.writableBytes], [1, 7]);
   assertEquals(device.pop(chain), false);
   device.push(1, 7);
-  assertThrows(() => device.unpop(), TypeError);
+  // What was fetched after it is used: the ring has no way back to it.
+  assertThrows(() => device.unpop(0), TypeError, "not the last one");
   assertEquals(device.inFlight, 1);
 });
 
@@ -727,8 +735,15 @@ Deno.test("SplitDevice.save() keeps buffers that complete out of order, in the o
   assertEquals(next.save().inFlight, state.inFlight);
   assert(next.pop(chain));
   assertEquals(chain.token, 4);
-  next.unpop();
+  assertThrows(() => next.unpop(5), TypeError, "not the last one");
+  assertThrows(() => next.unpop(6), TypeError, "not in flight");
+  next.unpop(4);
   assertEquals(next.inFlight, 1);
+  next.unpop(5);
+  assertEquals(next.inFlight, 0);
+  assertEquals(next.save(), { ...state, lastAvailIdx: 4 });
+  assert(next.pop(chain));
+  assertEquals([chain.token, chain.count], [5, 2]);
   assert(next.pop(chain));
   assertEquals([chain.token, chain.readableBytes, chain.writableBytes], [
     4,
@@ -744,6 +759,15 @@ Deno.test("SplitDevice.save() keeps buffers that complete out of order, in the o
   assert(next.pop(chain));
   assertEquals([chain.token, chain.readableBytes], [3, 7]);
   assertEquals(next.pop(chain), false);
+  // Back over the border between new and restored buffers, and forth again.
+  next.unpop(3);
+  next.unpop(6);
+  assertThrows(() => next.unpop(5), TypeError, "not the last one");
+  assertEquals(next.save().inFlight.map(({ id }) => id), [5, 6]);
+  for (const token of [6, 3]) {
+    assert(next.pop(chain));
+    assertEquals(chain.token, token);
+  }
   assertEquals(next.save().inFlight.map(({ id }) => id), [5, 6, 3]);
   for (const token of [3, 6, 5]) next.push(token, 0);
   next.publish();

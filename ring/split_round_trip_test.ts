@@ -158,7 +158,7 @@ class Pair {
       assertEquals(serial, this.expected[chain.token]);
       assertEquals(chain.writableBytes, this.lengthOf[chain.token]);
       if (this.next(8) === 0) {
-        this.device.unpop();
+        this.device.unpop(chain.token);
         continue;
       }
       // It fills the writable part with its serial number's low byte.

@@ -932,6 +932,14 @@ Deno.test("PackedDevice.unpop() gives restored buffers back only while nothing w
   device.publish();
   assertThrows(() => device.unpop(1), TypeError, "not the last");
   assertEquals(device.save().inFlight.map(({ id }) => id), [0, 1]);
+  // Two laps on, the available position and its wrap counter are what they were at the restore.
+  for (let i = 0; i < 7; i++) {
+    guest.offer(2, [readable(DATA + 2, 1)]);
+    assertEquals(tokens(), [2]);
+    device.push(2, 0);
+    device.publish();
+  }
+  assertThrows(() => device.unpop(1), TypeError, "not the last");
 });
 
 Deno.test("PackedDevice.needsInterrupt() follows the driver's flags and takes a reserved value as enabled", () => {
@@ -1126,6 +1134,23 @@ Deno.test("PackedDevice hands over by 16-bit atomics, in the order that the othe
       "store 12",
       `load ${flags(6)}`,
     ]);
+  }
+});
+
+Deno.test("PackedDevice.pop() with strong ordering loads each hand-off once by atomics, over the end of the ring too", () => {
+  const guest = new Guest(4, { strongOrdering: true });
+  const device = guest.device();
+  const chain = new Chain(guest.memory);
+  const flags = (slot: number) => (RING - BASE + slot * 16 + 14).toString(16);
+  const expected = [[1, 0], [1, 1], [3, 0], [4, 0], [1, 1], [2, 3]];
+  for (const [count, last] of expected) {
+    for (let id = 0; id < count!; id++) guest.offer(id, [readable(DATA, 1)]);
+    const log = atomicsOf(() => {
+      for (let id = 0; id < count!; id++) assert(device.pop(chain));
+    });
+    assertEquals(log, [`load ${flags(last!)}`]);
+    for (let id = 0; id < count!; id++) device.push(id, 0);
+    device.publish();
   }
 });
 
@@ -1504,4 +1529,129 @@ Deno.test("PackedDevice survives any ring: it stops, faults or stays inside memo
     ),
     { numRuns: 1500, seed: 20261122 },
   );
+});
+
+Deno.test("PackedDevice.rebind() looks addresses up anew where the regions changed", () => {
+  const guest = new Guest(4);
+  const device = guest.device();
+  const chain = new Chain(guest.memory);
+  const segments = [readable(DATA, 4), writable(DATA + 8, 4)];
+  const turn = () => {
+    guest.offer(0, segments);
+    guest.offerTable(1, TABLES, segments);
+    for (let id = 0; id < 2; id++) {
+      assert(device.pop(chain));
+      assertEquals(chain.fault, null);
+      assertEquals(contents(chain), segments);
+      device.push(id, 0);
+    }
+    device.publish();
+  };
+  turn();
+  turn();
+  const { buffer } = guest.view;
+  const below = {
+    guestAddress: BASE - 0x10000,
+    size: 0x10000,
+    buffer: new ArrayBuffer(0x10000),
+  };
+  device.rebind(
+    new GuestMemory([below, {
+      guestAddress: BASE,
+      size: buffer.byteLength,
+      buffer,
+    }]),
+  );
+  turn();
+  turn();
+});
+
+Deno.test("PackedDevice.pop() finds segments on both sides of 4 GiB and in several regions", () => {
+  const low = 2 ** 32 - 0x10000;
+  const size = 0x20000;
+  const buffer = new ArrayBuffer(size);
+  const far = {
+    guestAddress: 2 ** 40,
+    size: 0x1000,
+    buffer: new ArrayBuffer(0x1000),
+  };
+  const memory = new GuestMemory([{ guestAddress: low, size, buffer }, far]);
+  const config: QueueConfig = {
+    size: 4,
+    descriptorArea: low,
+    driverArea: low + 0x100,
+    deviceArea: low + 0x200,
+    indirect: true,
+  };
+  const device = new PackedDevice(memory, config);
+  const chain = new Chain(memory);
+  const view = new DataView(buffer);
+  const write = (
+    offset: number,
+    { addr, len, writable }: Segment,
+    flags: number,
+  ) => {
+    view.setBigUint64(offset, BigInt(addr), true);
+    view.setUint32(offset + 8, len, true);
+    view.setUint32(offset + 12, (flags | (writable ? WRITE : 0)) << 16, true);
+  };
+  const cases: Segment[][] = [
+    [readable(low + 0x1000, 8), writable(low + 0x1100, 8)],
+    [readable(2 ** 32 + 16, 8), writable(2 ** 32 + 32, 8)],
+    [
+      readable(low + 0x1000, 8),
+      readable(2 ** 32, 8),
+      writable(2 ** 40, 0x1000),
+    ],
+    [readable(2 ** 32 - 8, 16)],
+    [readable(2 ** 32 - 8, 8), readable(2 ** 32, 8)],
+    [writable(2 ** 32 + 0xfff0, 16)],
+    [readable(2 ** 40 + 0xff0, 16)],
+    [readable(2 ** 40 + 1, 7), writable(low + 0xfff0, 0x20)],
+  ];
+  let slot = 0;
+  let wrap = 1;
+  const put = (segment: Segment, flags: number) => {
+    write(slot * 16, segment, flags | (wrap ? AVAIL : USED));
+    if (++slot === 4) {
+      slot = 0;
+      wrap ^= 1;
+    }
+  };
+  for (let round = 0; round < 40; round++) {
+    const segments = cases[(round * 3) % cases.length]!;
+    // The table crosses 4 GiB, too.
+    const table = round % 4 === 1
+      ? low + 0x10000 - 16
+      : round % 4 === 3
+      ? 2 ** 32 + 0x100
+      : 0;
+    if (table === 0) {
+      segments.forEach((segment, i) =>
+        put(segment, i === segments.length - 1 ? 0 : NEXT)
+      );
+    } else {
+      segments.forEach((segment, i) => write(table - low + i * 16, segment, 0));
+      put(readable(table, segments.length * 16), INDIRECT);
+    }
+    assert(device.pop(chain));
+    assertEquals(chain.fault, null);
+    assertEquals(contents(chain), segments, `round ${round}`);
+    device.push(0, 0);
+    device.publish();
+  }
+  for (
+    const wrong of [
+      readable(2 ** 32 + 0xfff1, 16),
+      writable(2 ** 40 - 1, 2),
+      readable(2 ** 40 + 0xfff, 2),
+      readable(low - 1, 2),
+    ]
+  ) {
+    put(wrong, 0);
+    assert(device.pop(chain));
+    assertEquals(chain.fault?.code, "BAD_ADDRESS");
+    device.push(0, 0);
+    device.publish();
+  }
 });

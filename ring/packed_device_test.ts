@@ -564,6 +564,22 @@ Deno.test("PackedDevice.pop() stops for good when slots in flight are made avail
   assertEquals(device.publish(), true);
 });
 
+Deno.test("PackedDevice.pop() stops for good at a buffer that reaches into slots in flight", () => {
+  for (const indirect of [false, true]) {
+    const guest = new Guest(4);
+    const device = guest.device();
+    const chain = new Chain(guest.memory);
+    const held = indirect ? 4 : 2;
+    for (let id = 0; id < held; id++) guest.offer(id, [readable(DATA, 1)]);
+    for (let id = 0; id < held; id++) assert(device.pop(chain));
+    const segments = [readable(DATA, 1), readable(DATA, 1), readable(DATA, 1)];
+    if (indirect) guest.offerTable(7, TABLES, segments);
+    else guest.offer(7, segments);
+    ringError(() => device.pop(chain), "CHAIN_TOO_LONG_FOR_RING");
+    assertEquals(device.inFlight, held);
+  }
+});
+
 type Malformed = {
   name: string;
   code: RingErrorCode;

@@ -224,6 +224,7 @@ def elapsed_ms(since):
 
 
 def op_ping(call):
+    """Answers "value"."""
     return call.request.get("value")
 
 
@@ -383,7 +384,11 @@ def op_connect_time(call):
 
 
 def op_die_midstream(call):
-    """A child process streams without end and is killed after "bytes" of them."""
+    """A child process streams without end and is killed after "bytes" of them.
+
+    The peer may get one "chunk" more than the answer says: the child can die between
+    writing and counting.
+    """
     request = call.request
     reader, writer = os.pipe()
     stream = open_stream(call)
@@ -489,6 +494,9 @@ def op_spawn(call):
     code = process.wait()
     for thread in threads:
         thread.join(1)  # a grandchild may hold the pipe open: do not wait for it
+    call.input = None
+    if terminal and not threads[0].is_alive():
+        os.close(master)
     return {"code": code, "signal": None} if code >= 0 else {"code": 128 - code, "signal": -code}
 
 
@@ -527,6 +535,7 @@ def op_input(call):
 
 
 def op_resize(call):
+    """Sets the terminal's size of the spawned call "to"."""
     resize(target_of(call).input, call.request)
 
 
@@ -538,6 +547,7 @@ def op_signal(call):
 
 
 def op_tell(call):
+    """Says "word" to the call "to", which may wait for it."""
     target_of(call).tell(call.request["word"])
 
 

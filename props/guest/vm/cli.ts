@@ -14,7 +14,12 @@ import {
   UsageError,
 } from "./cli_args.ts";
 import { startDevice } from "../../../device/host/mod.ts";
-import { bootGuest, type Guest, type TerminalSize } from "./guest.ts";
+import {
+  bootGuest,
+  type Guest,
+  type RunningProgram,
+  type TerminalSize,
+} from "./guest.ts";
 import { cachedKernel } from "./kernel.ts";
 import {
   findProgram,
@@ -27,6 +32,9 @@ import {
 const EXIT_FAILURE = 1;
 const EXIT_USAGE = 2;
 const EXIT_INTERRUPTED = 130;
+
+/** The user wants no more of it. */
+class InterruptedError extends Error {}
 
 /** Says something to the user, apart from the command's own output. */
 function say(text: string): void {
@@ -74,16 +82,23 @@ async function runCommand(guest: Guest, args: GuestArgs): Promise<number> {
   if (interactive) {
     say("a shell in the guest; leave it with exit or Control-D");
     Deno.stdin.setRaw(true);
+    let program: RunningProgram | undefined;
+    const onResize = (): void => {
+      program?.resize(terminalSize()).catch(() => {});
+    };
+    Deno.addSignalListener("SIGWINCH", onResize);
     try {
       ({ code } = await guest.exec(argv, {
         stdin: Deno.stdin.readable,
         terminal: terminalSize(),
+        onStarted: (started) => program = started,
         env: { PS1: "guest:\\w# " },
         timeoutMs: Infinity,
         onStdout,
         onStderr,
       }));
     } finally {
+      Deno.removeSignalListener("SIGWINCH", onResize);
       Deno.stdin.setRaw(false);
     }
   } else {
@@ -145,7 +160,7 @@ async function run(args: GuestArgs): Promise<number> {
   const boot = new AbortController();
   const running: { guest?: Guest } = {};
   const onInterrupt = (): void => {
-    boot.abort(new Error("interrupted"));
+    boot.abort(new InterruptedError());
     running.guest?.kill();
   };
   for (const signal of ["SIGINT", "SIGTERM"] as const) {
@@ -174,9 +189,8 @@ async function run(args: GuestArgs): Promise<number> {
     const code = await runCommand(guest, args);
     await guest.shutdown();
     return code;
-  } catch (error) {
-    if (boot.signal.aborted) return EXIT_INTERRUPTED;
-    throw error;
+  } finally {
+    boot.signal.throwIfAborted();
   }
 }
 
@@ -184,7 +198,8 @@ async function run(args: GuestArgs): Promise<number> {
  * Runs the program.
  *
  * @param words The command line's words.
- * @returns The exit code: the command's, 1 for a failure, 2 for bad arguments.
+ * @returns The exit code: the command's, 1 for a failure, 2 for bad arguments,
+ * 130 if interrupted.
  */
 export async function main(words: readonly string[]): Promise<number> {
   try {
@@ -195,6 +210,7 @@ export async function main(words: readonly string[]): Promise<number> {
     }
     return await run(args);
   } catch (error) {
+    if (error instanceof InterruptedError) return EXIT_INTERRUPTED;
     say(error instanceof Error ? error.message : String(error));
     return error instanceof UsageError ? EXIT_USAGE : EXIT_FAILURE;
   }

@@ -72,6 +72,8 @@ export interface ExecOptions {
   readonly terminal?: TerminalSize;
   /** Time until it is killed, in milliseconds; default 60,000. */
   readonly timeoutMs?: number;
+  /** Told when it runs. */
+  readonly onStarted?: (program: RunningProgram) => void;
   /** Takes its output as it comes; it is not in the result then. */
   readonly onStdout?: (bytes: Uint8Array<ArrayBuffer>) => void;
   /** The same for standard error. */
@@ -84,6 +86,16 @@ export interface TerminalSize {
   readonly rows: number;
   /** Characters a line. */
   readonly columns: number;
+}
+
+/** A program that runs in a guest. */
+export interface RunningProgram {
+  /** Its process id in the guest. */
+  readonly pid: number;
+  /** Sends a signal, by its number, to it and to what it has started. */
+  signal(signal: number): Promise<void>;
+  /** Tells its terminal's new size, if it has a terminal. */
+  resize(size: TerminalSize): Promise<void>;
 }
 
 /** How a program in a guest ended. */
@@ -281,8 +293,10 @@ export class Guest implements AsyncDisposable {
     }, {
       timeoutMs: Infinity,
       onEvent: (event) => {
-        if (event.event === "started") started.resolve();
-        else if (event.event === "stdout") onStdout(bytesOf(event.data));
+        if (event.event === "started") {
+          started.resolve();
+          options.onStarted?.(this.#program(call, event.pid as number));
+        } else if (event.event === "stdout") onStdout(bytesOf(event.data));
         else if (event.event === "stderr") onStderr(bytesOf(event.data));
       },
     });
@@ -290,7 +304,7 @@ export class Guest implements AsyncDisposable {
     let late = false;
     let timer = timeoutMs === Infinity ? undefined : setTimeout(() => {
       late = true;
-      this.#signal(call, SIGKILL);
+      this.#program(call, 0).signal(SIGKILL).catch(() => {});
       // An agent that does not answer any more is no reason to wait for ever.
       timer = setTimeout(
         () => call.fail(this.#error("the agent is silent")),
@@ -426,8 +440,16 @@ export class Guest implements AsyncDisposable {
     await this.start({ op: "input", to: call.id, eof: true }).result;
   }
 
-  #signal(call: AgentCall, signal: number): void {
-    this.start({ op: "signal", to: call.id, signal });
+  #program(call: AgentCall, pid: number): RunningProgram {
+    return {
+      pid,
+      signal: async (signal) => {
+        await this.agent({ op: "signal", to: call.id, signal });
+      },
+      resize: async ({ rows, columns }) => {
+        await this.agent({ op: "resize", to: call.id, rows, columns });
+      },
+    };
   }
 
   async #readConsole(options: GuestOptions): Promise<void> {

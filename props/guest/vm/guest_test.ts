@@ -125,6 +125,27 @@ async function checkGuest(
     );
   });
 
+  await t.step(
+    "a started program can be signalled and its terminal resized",
+    async () => {
+      const { stdout, code } = await guest.exec([
+        "sh",
+        "-c",
+        "trap 'stty size; exit 4' TERM; echo up; while :; do sleep 0.05; done",
+      ], {
+        terminal: { rows: 10, columns: 20 },
+        onStarted: async (program) => {
+          assertGreater(program.pid, 1);
+          await new Promise((resolve) => setTimeout(resolve, 300));
+          await program.resize({ rows: 11, columns: 21 });
+          await program.signal(15);
+        },
+      });
+      assertMatch(stdout, /^up\r?\n.*11 21\r?\n$/s);
+      assertEquals(code, 4);
+    },
+  );
+
   await t.step("exec() gives a terminal of the wanted size", async () => {
     const { stdout } = await guest.exec(["sh", "-c", "tty; stty size"], {
       terminal: { rows: 33, columns: 99 },

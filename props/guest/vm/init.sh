@@ -5,6 +5,7 @@
 $BUSYBOX mount -t proc proc /proc 2>/dev/null
 $BUSYBOX mount -t sysfs sysfs /sys 2>/dev/null
 [ -c /dev/null ] || $BUSYBOX mount -t devtmpfs devtmpfs /dev
+echo guest > /proc/sys/kernel/hostname
 [ -d /dev/pts ] || $BUSYBOX mkdir -p /dev/pts /dev/shm
 $BUSYBOX mount -t devpts devpts /dev/pts
 $BUSYBOX mount -t tmpfs tmpfs /run

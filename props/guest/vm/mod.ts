@@ -34,6 +34,7 @@ export {
   type ExecResult,
   Guest,
   type GuestOptions,
+  type RunningProgram,
   SHUTDOWN_TIMEOUT_MS,
   type TerminalSize,
 } from "./guest.ts";

@@ -6,7 +6,7 @@ const MAX_TUPLES = 4096;
 type Tuple = {
   /** Whose RST ended it. */
   by: "device" | "guest";
-  /** The device has no reason of its own for an RST: one would be an answer to ours. */
+  /** The device has no reason left for an RST: one would be an answer to ours, or a second one. */
   final: boolean;
   /** Token of our RST while the device has it; -1 before and after. */
   token: number;
@@ -22,11 +22,19 @@ export class ClosedTuples {
   readonly #tuples: Map<string, Tuple> = new Map();
   readonly #tokens: Map<number, Tuple> = new Map();
 
-  /** The device has ended it: it may send nothing more but a REQUEST. */
-  resetByDevice(localPort: number, peerCid: number, peerPort: number): void {
+  /**
+   * The device has ended it: it may send nothing more but a REQUEST, and RSTs where it has not taken all
+   * packets of this guest yet (`crossing`), which then belong to no connection.
+   */
+  resetByDevice(
+    localPort: number,
+    peerCid: number,
+    peerPort: number,
+    crossing: boolean,
+  ): void {
     this.#set(localPort, peerCid, peerPort, {
       by: "device",
-      final: true,
+      final: !crossing,
       token: -1,
       taken: false,
     });
@@ -96,7 +104,11 @@ export class ClosedTuples {
     const tuple = this.#tuples.get(key);
     if (tuple === undefined) return null;
     const name = opName(header.op);
-    if (tuple.by === "device") return `${name} after the device's RST`;
+    if (tuple.by === "device") {
+      return header.op === OP_RST && !tuple.final
+        ? null
+        : `${name} after the device's RST`;
+    }
     if (header.op === OP_RST && tuple.final && tuple.taken) {
       return "RST in answer to an RST";
     }

@@ -1,7 +1,7 @@
 /**
  * The guest's side of a virtio-vsock device, for tests, benchmarks and programs that need no VM: a vsock
- * stack that checks the device it drives, in one process ({@link InProcessGuest}) or, with a front-end, over a
- * vhost-user socket.
+ * stack that checks the device it drives, in one process ({@link InProcessGuest}) or over a vhost-user
+ * socket ({@link VhostUserFrontEnd}).
  *
  * @module
  */
@@ -40,6 +40,15 @@ export {
   RX_LAYOUT_ONE_PIECE,
 } from "./receive_buffers.ts";
 export type { SendLayout } from "./send_buffers.ts";
+export {
+  FrontEndError,
+  pollFds,
+  VhostUserChannel,
+} from "./vhost_user_channel.ts";
+export {
+  type FrontEndOptions,
+  VhostUserFrontEnd,
+} from "./vhost_user_front_end.ts";
 export { VsockDriver } from "./vsock_driver.ts";
 export {
   CID_HOST,

@@ -347,6 +347,8 @@ export class VhostUserFrontEnd {
       this.wait(1);
       await new Promise<void>((resolve) => setTimeout(resolve, 0));
     }
+    // What `done()` has sent.
+    this.driver.flush();
   }
 
   /** True when the error descriptor of queue `index` was signalled since the last call. */

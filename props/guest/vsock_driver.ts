@@ -522,10 +522,12 @@ export class VsockDriver {
       // An RST of the device may have crossed ours, except where it was done already.
       const answered = closeReason === "shutdown";
       this.#closed.resetByGuest(localPort, peerCid, peerPort, answered);
-    } else if (closeReason === "refused" || closeReason === "reset") {
-      this.#closed.resetByDevice(localPort, peerCid, peerPort);
-    } else if (closeReason === "shutdown") {
-      this.#closed.resetByDevice(localPort, peerCid, peerPort);
+    } else if (
+      closeReason === "refused" || closeReason === "reset" ||
+      closeReason === "shutdown"
+    ) {
+      const crossing = this.#tx.inFlight + this.#sender.waiting > 0;
+      this.#closed.resetByDevice(localPort, peerCid, peerPort, crossing);
     }
   }
 

@@ -1,0 +1,226 @@
+import {
+  assert,
+  assertEquals,
+  assertStringIncludes,
+  assertThrows,
+} from "@std/assert";
+import { EXIT_USAGE, parseArguments, UsageError } from "./cli.ts";
+import { VERSION } from "./version.ts";
+
+const CLI = new URL("./cli.ts", import.meta.url).href;
+
+function command(
+  args: readonly string[],
+  permissions: readonly string[] = ["-A"],
+): Deno.Command {
+  return new Deno.Command(Deno.execPath(), {
+    args: ["run", "--no-config", "--no-check", ...permissions, CLI, ...args],
+    stdin: "null",
+    stdout: "piped",
+    stderr: "piped",
+    env: { NO_COLOR: "1" },
+  });
+}
+
+async function run(
+  args: readonly string[],
+  permissions?: readonly string[],
+): Promise<{ code: number; stdout: string; stderr: string }> {
+  const { code, stdout, stderr } = await command(args, permissions).output();
+  const decoder = new TextDecoder();
+  return {
+    code,
+    stdout: decoder.decode(stdout),
+    stderr: decoder.decode(stderr),
+  };
+}
+
+async function inTempDir(body: (dir: string) => Promise<void>): Promise<void> {
+  const dir = await Deno.makeTempDir();
+  try {
+    await body(dir);
+  } finally {
+    await Deno.remove(dir, { recursive: true });
+  }
+}
+
+/** Starts the device; resolves with the process and its first line of output. */
+async function start(
+  dir: string,
+): Promise<{ child: Deno.ChildProcess; line: string; paths: string[] }> {
+  const paths = [`${dir}/vhost.sock`, `${dir}/vsock`];
+  const child = command([`--socket=${paths[0]}`, "--uds-path", paths[1]!])
+    .spawn();
+  const reader = child.stdout.getReader();
+  let line = "";
+  while (!line.includes("\n")) {
+    const { value, done } = await reader.read();
+    if (done) break;
+    line += new TextDecoder().decode(value);
+  }
+  reader.releaseLock();
+  return { child, line, paths };
+}
+
+async function finish(child: Deno.ChildProcess): Promise<number> {
+  const [{ code }] = await Promise.all([
+    child.status,
+    child.stdout.cancel(),
+    child.stderr.cancel(),
+  ]);
+  return code;
+}
+
+Deno.test("parseArguments() has the defaults of vhost-device-vsock", () => {
+  const invocation = parseArguments(["--socket", "a", "--uds-path=b"]);
+  assert(invocation.kind === "run");
+  const { socketPath, udsPath, guestCid, ring, logLevel } = invocation.options;
+  assertEquals([socketPath, udsPath, guestCid, ring, logLevel], [
+    "a",
+    "b",
+    3,
+    "auto",
+    "info",
+  ]);
+});
+
+Deno.test("parseArguments() takes every option in both forms", () => {
+  const values: [string, string][] = [
+    ["--socket", "a=b"],
+    ["--uds-path", "--c"],
+    ["--guest-cid", "0x10"],
+    ["--ring", "packed"],
+    ["--log-level", "debug"],
+    ["--allow-host-port", "1"],
+    ["--allow-host-port", "2"],
+    ["--allow-guest-port", "4294967294"],
+  ];
+  const forms = [
+    values.flat(),
+    values.map(([flag, value]) => `${flag}=${value}`),
+  ];
+  for (const args of forms) {
+    assertEquals(parseArguments(args), {
+      kind: "run",
+      options: {
+        socketPath: "a=b",
+        udsPath: "--c",
+        guestCid: 16,
+        ring: "packed",
+        logLevel: "debug",
+        allowedHostPorts: [1, 2],
+        allowedGuestPorts: [4294967294],
+      },
+    });
+  }
+});
+
+Deno.test("parseArguments() names the mistake", () => {
+  const good = ["--socket", "a", "--uds-path", "b"];
+  const bad: [string[], string][] = [
+    [[], "--socket PATH is missing"],
+    [["--socket", "a"], "--uds-path PATH is missing"],
+    [["--socket"], "--socket needs a value"],
+    [["--socket="], "--socket needs a value"],
+    [[...good, "--socket", "c"], "--socket is given twice"],
+    [[...good, "--guest-cid", "0"], "--guest-cid 0: not a number from 3"],
+    [[...good, "--guest-cid", "1"], "--guest-cid 1:"],
+    [[...good, "--guest-cid", "2"], "--guest-cid 2:"],
+    [[...good, "--guest-cid", "4294967295"], "--guest-cid 4294967295:"],
+    [[...good, "--guest-cid", "99999999999999999999"], "--guest-cid 9999"],
+    [[...good, "--guest-cid", "-3"], "--guest-cid -3:"],
+    [[...good, "--guest-cid", "3.5"], "--guest-cid 3.5:"],
+    [[...good, "--guest-cid", "three"], "--guest-cid three:"],
+    [[...good, "--guest-cid", " 3"], "--guest-cid  3:"],
+    [[...good, "--ring", "round"], "--ring round: not one of auto"],
+    [[...good, "--log-level", "all"], "--log-level all: not one of"],
+    [[...good, "--allow-host-port", "x"], "--allow-host-port x:"],
+    [[...good, "--verbose"], "unknown option --verbose"],
+    [[...good, "-x"], "unknown option -x"],
+    [[...good, "extra"], 'unexpected argument "extra"'],
+  ];
+  for (const [args, text] of bad) {
+    const error = assertThrows(() => parseArguments(args), UsageError);
+    assertStringIncludes((error as Error).message, text);
+  }
+});
+
+Deno.test("The device's command line answers --help and --version without any permission", async () => {
+  for (const flag of ["--help", "-h"]) {
+    const help = await run(["--socket", "x", flag], []);
+    assertEquals([help.code, help.stderr], [0, ""]);
+    for (
+      const word of [
+        "--socket",
+        "--guest-cid",
+        "--uds-path",
+        "--ring",
+        "--log-level",
+      ]
+    ) assertStringIncludes(help.stdout, word);
+  }
+  const version = await run(["--version"], []);
+  assertEquals([version.code, version.stdout], [
+    0,
+    `ringside-device ${VERSION}\n`,
+  ]);
+});
+
+Deno.test("The device's command line ends with code 2 and one line for bad arguments", async () => {
+  await inTempDir(async (dir) => {
+    await Deno.writeTextFile(`${dir}/file`, "data");
+    const live = Deno.listen({ transport: "unix", path: `${dir}/live` });
+    const cases: [string[], string][] = [
+      [[], "--socket PATH is missing"],
+      [["--socket", `${dir}/s`, "--uds-path", `${dir}/s`], "the same"],
+      [
+        ["--socket", `${dir}/${"x".repeat(108)}`, "--uds-path", `${dir}/u`],
+        "107 bytes",
+      ],
+      [["--socket", `${dir}/live`, "--uds-path", `${dir}/u`], "live process"],
+      [["--socket", `${dir}/s`, "--uds-path", `${dir}/live`], "live process"],
+      [["--socket", `${dir}/file`, "--uds-path", `${dir}/u`], "no socket"],
+    ];
+    await Promise.all(cases.map(async ([args, text]) => {
+      const { code, stdout, stderr } = await run(args);
+      assertEquals([code, stdout], [EXIT_USAGE, ""], stderr);
+      assertStringIncludes(stderr, text);
+      assertEquals(stderr.trimEnd().split("\n").length, 1, stderr);
+      assert(stderr.startsWith("error: "));
+    }));
+    const names = [...Deno.readDirSync(dir)].map((entry) => entry.name);
+    assertEquals(names.sort(), ["file", "live"]);
+    live.close();
+  });
+});
+
+for (const signal of ["SIGTERM", "SIGINT"] as const) {
+  Deno.test(`The device's command line listens until ${signal} and removes its sockets`, async () => {
+    await inTempDir(async (dir) => {
+      const { child, line, paths } = await start(dir);
+      assertEquals(
+        line,
+        `listening on ${paths[0]} for a front-end (guest CID 3), on ${
+          paths[1]
+        } for host programs\n`,
+      );
+      child.kill(signal);
+      assertEquals(await finish(child), 0);
+      assertEquals([...Deno.readDirSync(dir)].length, 0);
+    });
+  });
+}
+
+Deno.test("The device's command line takes over from one that was killed", async () => {
+  await inTempDir(async (dir) => {
+    const first = await start(dir);
+    first.child.kill("SIGKILL");
+    await finish(first.child);
+    assertEquals([...Deno.readDirSync(dir)].length, 2);
+    const second = await start(dir);
+    assertStringIncludes(second.line, "listening on");
+    second.child.kill("SIGTERM");
+    assertEquals(await finish(second.child), 0);
+    assertEquals([...Deno.readDirSync(dir)].length, 0);
+  });
+});

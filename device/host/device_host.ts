@@ -2,11 +2,15 @@ import { Diagnostics, type Log } from "../diagnostics.ts";
 import { type RingChoice, VirtioDevice } from "../virtio_device.ts";
 import { VsockDevice } from "../vsock/device.ts";
 import { EventLoop, type LoopWork } from "./event_loop.ts";
+import { MAX_SOCKET_PATH_BYTES, socketPathBytes } from "./socket.ts";
 import { UnixBackend } from "./unix_backend.ts";
 import { VhostUserServer } from "./vhost_user_server.ts";
 
 /** How long {@link DeviceHost.stop} waits for the guest to take the RSTs of its connections. */
 export const GOODBYE_TIMEOUT_MS = 300;
+
+/** Bytes of `_4294967294`. */
+const PORT_SUFFIX_BYTES = 11;
 
 /** What a {@link DeviceHost} is made with; plain data. */
 export type DeviceHostOptions = {
@@ -80,6 +84,13 @@ export class DeviceHost implements LoopWork {
       throw error;
     }
     loop.setWork(this);
+    const { udsPath } = options;
+    if (socketPathBytes(udsPath) > MAX_SOCKET_PATH_BYTES - PORT_SUFFIX_BYTES) {
+      log(
+        "warn",
+        `${udsPath} leaves too little room for every "_<port>" behind it: guests cannot connect to high ports`,
+      );
+    }
   }
 
   /** Waits for events and handles them, once. */

@@ -336,3 +336,17 @@ Deno.test("startDevice() replaces stale sockets, and nothing else", async () => 
     await device.stop();
   });
 });
+
+Deno.test("startDevice() warns of a path that has no room for every port", async () => {
+  await inTempDir(async ({ dir, socketPath }) => {
+    for (const [length, warned] of [[96, false], [97, true]] as const) {
+      const udsPath = `${dir}/${"u".repeat(length - dir.length - 1)}`;
+      const lines: string[] = [];
+      const onLog = (_: string, text: string): number => lines.push(text);
+      const device = await startDevice({ socketPath, udsPath, onLog });
+      await device.metrics();
+      assertEquals(lines.join("").includes("high ports"), warned);
+      await device.stop();
+    }
+  });
+});

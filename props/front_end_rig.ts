@@ -336,14 +336,14 @@ function same(a: Uint8Array, b: Uint8Array): boolean {
   return a.length === b.length && a.every((byte, i) => byte === b[i]);
 }
 
-/** CPU time of a process and its threads so far, in milliseconds; of this one unless told. */
-export function cpuMs(pid: number | "self" = "self"): number {
+/** CPU time of a process and its threads so far, in milliseconds. */
+export function cpuMs(pid: number | "self"): number {
   const stat = Deno.readTextFileSync(`/proc/${pid}/stat`);
   const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
   return (Number(fields[11]) + Number(fields[12])) * 10;
 }
 
-/** Open descriptors of this process. */
-export function openFds(): number {
-  return [...Deno.readDirSync("/proc/self/fd")].length;
+/** Open descriptors of a process. */
+export function openFds(pid: number | "self"): number {
+  return [...Deno.readDirSync(`/proc/${pid}/fd`)].length;
 }

@@ -6,6 +6,10 @@ import {
   assertRejects,
   assertThrows,
 } from "@std/assert";
+import type { VirtioDevice } from "../../device/virtio_device.ts";
+import { Chain } from "../../ring/chain.ts";
+import { GuestMemory } from "../../ring/memory.ts";
+import type { DeviceQueue } from "../../ring/queue.ts";
 import { VsockDevice } from "../../device/vsock/device.ts";
 import {
   type LoopbackConn,
@@ -14,7 +18,11 @@ import {
 import { Diagnostics } from "../../device/diagnostics.ts";
 import { CheckedSink, CheckedSource } from "./checked_stream.ts";
 import type { GuestConnection } from "./guest_connection.ts";
-import { InProcessGuest, type InProcessOptions } from "./in_process.ts";
+import {
+  InProcessGuest,
+  type InProcessOptions,
+  type PolledDevice,
+} from "./in_process.ts";
 import { OP_RST, OP_RW, SHUTDOWN_SEND } from "./vsock_header.ts";
 
 type Machine = {
@@ -156,6 +164,115 @@ for (const [name, options] of CASES) {
     assertEquals(ends.near.state, "closed");
   });
 }
+
+/** A device that keeps the packets it is sent and completes them late, in another order. */
+class Hoarder implements PolledDevice {
+  readonly deviceId = 19;
+  readonly features = 0n;
+  readonly maxQueueSizes: readonly number[] = [256, 256];
+  /** The first payload byte of each packet that was completed. */
+  readonly completed: number[] = [];
+  /** Buffers that it lets go at the next pass. */
+  release = 0;
+  #virtio: VirtioDevice | null = null;
+  #queue: DeviceQueue | null = null;
+  #chain: Chain = new Chain(new GuestMemory([]));
+  readonly #held: { token: number; byte: number }[] = [];
+
+  attach(virtio: VirtioDevice): void {
+    this.#virtio = virtio;
+  }
+
+  process(): boolean {
+    const queue = this.#queue;
+    if (queue === null) return false;
+    const bytes = new Uint8Array(45);
+    do {
+      while (queue.pop(this.#chain)) {
+        this.#chain.read(bytes);
+        this.#held.push({ token: this.#chain.token, byte: bytes[44]! });
+      }
+    } while (queue.armKicks());
+    for (; this.release > 0 && this.#held.length > 0; this.release--) {
+      const at = (this.completed.length * 7) % this.#held.length;
+      const { token, byte } = this.#held.splice(at, 1)[0]!;
+      queue.push(token, 0);
+      this.completed.push(byte);
+    }
+    queue.publish();
+    if (queue.needsInterrupt()) this.#virtio?.interrupt(1);
+    return false;
+  }
+
+  configSpace(): Uint8Array {
+    return new Uint8Array([7, 0, 0, 0, 0, 0, 0, 0]);
+  }
+
+  queueStarted(index: number, queue: DeviceQueue): void {
+    if (index === 1) this.#queue = queue;
+  }
+
+  queueStopped(index: number): void {
+    // What it holds stays in flight, and comes again from the restored queue.
+    if (index === 1) {
+      this.#queue = null;
+      this.#held.length = 0;
+    }
+  }
+
+  memoryChanged(memory: GuestMemory): void {
+    this.#chain = new Chain(memory);
+  }
+
+  featuresAccepted(): void {}
+  memoryChanging(): void {}
+  queueKicked(): void {}
+  reset(): void {}
+}
+
+Deno.test("InProcessGuest.saveResetRestore() carries buffers in flight that complete out of order", () => {
+  for (const ring of ["split", "packed"] as const) {
+    for (const indirectEntries of [0, 20]) {
+      const device = new Hoarder();
+      const guest = new InProcessGuest({
+        device,
+        ring,
+        indirectEntries,
+        eventQueue: false,
+        queueSize: 64,
+      });
+      const sends: { used: boolean }[] = [];
+      let largest = 0;
+      for (let byte = 0; byte < 250; byte++) {
+        const raw = guest.driver.sendPacket(
+          { op: OP_RW },
+          new Uint8Array([byte]),
+        );
+        assert(raw !== null);
+        sends.push(raw);
+        device.release = byte % 9 === 8 ? 9 : 0;
+        guest.wake();
+        guest.run();
+        if (byte % 5 !== 4) continue;
+        const [, tx] = guest.saveResetRestore();
+        assertEquals(
+          tx!.inFlight.length,
+          sends.filter(({ used }) => !used).length,
+        );
+        largest = Math.max(largest, tx!.inFlight.length);
+      }
+      device.release = 250;
+      guest.wake();
+      guest.run();
+      assertGreater(largest, 5);
+      assertEquals(sends.every(({ used }) => used), true);
+      assertEquals(
+        device.completed.toSorted((a, b) => a - b),
+        Array.from({ length: 250 }, (_, i) => i),
+      );
+    }
+  }
+});
 
 Deno.test("InProcessGuest suppresses notifications", () => {
   for (const ring of ["split", "packed"] as const) {

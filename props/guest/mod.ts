@@ -69,3 +69,4 @@ export {
   SHUTDOWN_SEND,
   TYPE_STREAM,
 } from "./vsock_header.ts";
+export type { MemoryRegionDescription } from "../../device/vhost_user/message.ts";

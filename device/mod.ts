@@ -41,3 +41,14 @@ export {
   LoopbackListener,
 } from "./vsock/loopback.ts";
 export { MAX_SEGMENTS, Segments } from "./vsock/segments.ts";
+export {
+  VhostUserError,
+  type VhostUserErrorCode,
+} from "./vhost_user/errors.ts";
+export type { VhostUserMessage } from "./vhost_user/message.ts";
+export { MessageAssembler } from "./vhost_user/message_assembler.ts";
+export type { MappedMemory, SessionPorts } from "./vhost_user/ports.ts";
+export {
+  VhostUserSession,
+  type VhostUserSessionOptions,
+} from "./vhost_user/session.ts";

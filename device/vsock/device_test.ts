@@ -52,8 +52,7 @@ class Stream implements HostStream {
   written: number[] = [];
   writes = 0;
   input: number[] = [];
-  atEnd: typeof STREAM_AGAIN | typeof STREAM_EOF | typeof STREAM_BROKEN =
-    STREAM_AGAIN;
+  atEnd = STREAM_AGAIN;
   calls: string[] = [];
 
   write(from: Segments): number {
@@ -88,7 +87,7 @@ class Stream implements HostStream {
     this.input = this.input.concat(bytes);
     this.events!.hostReadable();
   }
-  end(how: typeof STREAM_EOF | typeof STREAM_BROKEN): void {
+  end(how: number): void {
     this.atEnd = how;
     this.events!.hostReadable();
   }

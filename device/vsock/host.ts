@@ -1,11 +1,11 @@
 import type { Segments } from "./segments.ts";
 
 /** {@link HostStream.read}: nothing to read now; `hostReadable` tells when there is. */
-export const STREAM_AGAIN = 0;
+export const STREAM_AGAIN: number = 0;
 /** {@link HostStream.read}: the host program has ended its sending side. */
-export const STREAM_EOF = -1;
+export const STREAM_EOF: number = -1;
 /** {@link HostStream.read} and `write`: the stream is broken in that direction. */
-export const STREAM_BROKEN = -2;
+export const STREAM_BROKEN: number = -2;
 
 /**
  * The host's end of one connection: a non-blocking byte stream. The connection calls it; it calls

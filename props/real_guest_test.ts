@@ -1,0 +1,582 @@
+/**
+ * Real Linux kernels, unmodified, on the device: user-mode-linux and QEMU, split and packed.
+ *
+ * One boot serves all scenarios of a machine and a ring. AF_VSOCK is opened in the guests only;
+ * host programs use Unix sockets.
+ */
+import { assert, assertEquals, assertLess } from "@std/assert";
+import { type RunningDevice, startDevice } from "../device/host/mod.ts";
+import { bootGuest, type Guest, type VmKind } from "./guest/vm/mod.ts";
+import { skippedWithout } from "./guest/vm/skip.ts";
+
+const MIB = 1024 * 1024;
+const BULK_BYTES = 64 * MIB;
+
+type Digest = { bytes: number; sha256: string; error?: string };
+
+/** A device with a guest on it, and the host's ends of its connections. */
+class Setup implements AsyncDisposable {
+  readonly folder: string;
+  readonly vm: VmKind;
+  readonly ring: "split" | "packed";
+  readonly log: string[] = [];
+  device!: RunningDevice;
+  guest!: Guest;
+  #port = 10_000;
+
+  private constructor(vm: VmKind, ring: "split" | "packed") {
+    this.vm = vm;
+    this.ring = ring;
+    this.folder = Deno.makeTempDirSync({ prefix: "ringside-" });
+  }
+
+  static async start(vm: VmKind, ring: "split" | "packed"): Promise<Setup> {
+    const setup = new Setup(vm, ring);
+    try {
+      setup.device = await startDevice({
+        socketPath: `${setup.folder}/vhost`,
+        udsPath: `${setup.folder}/vm`,
+        guestCid: 3,
+        ring,
+        onLog: (level, text) => setup.log.push(`${level}: ${text}`),
+      });
+      await setup.boot();
+    } catch (error) {
+      await setup[Symbol.asyncDispose]();
+      throw error;
+    }
+    return setup;
+  }
+
+  async boot(): Promise<void> {
+    this.guest = await bootGuest({
+      vm: this.vm,
+      socketPath: `${this.folder}/vhost`,
+      packed: this.ring === "packed",
+    });
+  }
+
+  /** A port that no test has used. */
+  port(): number {
+    return this.#port++;
+  }
+
+  /** Listens where the guest's connections to `port` arrive. */
+  listen(port: number): Deno.UnixListener {
+    return Deno.listen({
+      transport: "unix",
+      path: `${this.folder}/vm_${port}`,
+    });
+  }
+
+  /** Connects to a port in the guest. */
+  async connect(port: number): Promise<Deno.UnixConn> {
+    const conn = await Deno.connect({
+      transport: "unix",
+      path: `${this.folder}/vm`,
+    });
+    try {
+      await write(conn, new TextEncoder().encode(`CONNECT ${port}\n`));
+      // Byte by byte, since the guest's first bytes may follow the line at once.
+      const line = await readLine(async () => {
+        const byte = new Uint8Array(1);
+        return await conn.read(byte) === null
+          ? null
+          : String.fromCharCode(byte[0]!);
+      });
+      if (line === "") throw new Error("the guest refused");
+      assert(/^OK \d+\n$/.test(line), line);
+      return conn;
+    } catch (error) {
+      conn.close();
+      throw error;
+    }
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.guest?.kill();
+    await this.device?.stop();
+    await Deno.remove(this.folder, { recursive: true });
+  }
+}
+
+/** Puts pieces together up to the end of a line, or of all. */
+async function readLine(read: () => Promise<string | null>): Promise<string> {
+  let line = "";
+  while (!line.endsWith("\n")) {
+    const piece = await read();
+    if (piece === null) break;
+    line += piece;
+  }
+  return line;
+}
+
+async function write(conn: Deno.Conn, bytes: Uint8Array): Promise<void> {
+  for (let done = 0; done < bytes.length;) {
+    done += await conn.write(bytes.subarray(done));
+  }
+}
+
+/** Reads to the end of file, or an error, and takes the digest of all. */
+async function readAll(conn: Deno.Conn): Promise<Digest> {
+  const chunks: Uint8Array<ArrayBuffer>[] = [];
+  let bytes = 0;
+  let error: string | undefined;
+  for (;;) {
+    const chunk = new Uint8Array(65_536);
+    try {
+      const got = await conn.read(chunk);
+      if (got === null) break;
+      chunks.push(chunk.subarray(0, got));
+      bytes += got;
+    } catch (thrown) {
+      error = (thrown as Error).name;
+      break;
+    }
+  }
+  const all = new Uint8Array(bytes);
+  let at = 0;
+  for (const chunk of chunks) {
+    all.set(chunk, at);
+    at += chunk.length;
+  }
+  return {
+    bytes,
+    sha256: await sha256(all),
+    ...(error === undefined ? {} : { error }),
+  };
+}
+
+async function sha256(bytes: Uint8Array<ArrayBuffer>): Promise<string> {
+  return new Uint8Array(await crypto.subtle.digest("SHA-256", bytes)).toHex();
+}
+
+function randomBytes(length: number): Uint8Array<ArrayBuffer> {
+  const bytes = new Uint8Array(length);
+  for (let at = 0; at < length; at += 65_536) {
+    crypto.getRandomValues(bytes.subarray(at, at + 65_536));
+  }
+  return bytes;
+}
+
+/** Rejects when `promise` takes longer than it may. */
+async function within<T>(
+  ms: number,
+  what: string,
+  promise: Promise<T>,
+): Promise<T> {
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  const late = new Promise<never>((_, reject) => {
+    timer = setTimeout(
+      () => reject(new Error(`${what} took more than ${ms} ms`)),
+      ms,
+    );
+  });
+  try {
+    return await Promise.race([promise, late]);
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+const SCENARIOS: Record<string, (setup: Setup) => Promise<string | void>> = {
+  "64 MiB from guest to host arrive as they were sent": async (setup) => {
+    const port = setup.port();
+    using listener = setup.listen(port);
+    const sending = setup.guest.agent<Digest>({
+      op: "send",
+      port,
+      bytes: BULK_BYTES,
+      half_close: false,
+    });
+    using conn = await listener.accept();
+    const started = performance.now();
+    const received = await readAll(conn);
+    const seconds = (performance.now() - started) / 1000;
+    const { bytes, sha256 } = await sending;
+    assertEquals(received, { bytes, sha256 });
+    assertEquals(bytes, BULK_BYTES);
+    return `${(bytes / 1e6 / seconds).toFixed(0)} MB/s`;
+  },
+
+  "64 MiB from host to guest arrive as they were sent": async (setup) => {
+    const port = setup.port();
+    const receiving = setup.guest.start({ op: "recv", listen: port });
+    await receiving.event("listening");
+    const data = randomBytes(BULK_BYTES);
+    const conn = await setup.connect(port);
+    const started = performance.now();
+    await write(conn, data);
+    conn.close();
+    const received = await receiving.result as Digest;
+    const seconds = (performance.now() - started) / 1000;
+    assertEquals([received.bytes, received.sha256], [
+      data.length,
+      await sha256(data),
+    ]);
+    return `${(data.length / 1e6 / seconds).toFixed(0)} MB/s`;
+  },
+
+  "50 connections of the guest echo 1 MiB each at the same time": async (
+    setup,
+  ) => {
+    const port = setup.port();
+    using listener = setup.listen(port);
+    const serving: Promise<void>[] = [];
+    const accepting = (async () => {
+      for (let i = 0; i < 50; i++) {
+        const conn = await listener.accept();
+        serving.push(conn.readable.pipeTo(conn.writable));
+      }
+    })();
+    const { good, bad } = await setup.guest.agent<
+      { good: number; bad: string[] }
+    >({
+      op: "echo_clients",
+      port,
+      count: 50,
+      bytes: MIB,
+    }, { timeoutMs: 120_000 });
+    assertEquals([good, bad], [50, []]);
+    await accepting;
+    await Promise.all(serving);
+  },
+
+  "50 connections of the host echo 1 MiB each at the same time": async (
+    setup,
+  ) => {
+    const port = setup.port();
+    const serving = setup.guest.start({ op: "echo_server", port }, {
+      timeoutMs: 120_000,
+    });
+    await serving.event("listening");
+    const data = randomBytes(MIB);
+    const digest = await sha256(data);
+    const conns = await Promise.all(
+      Array.from({ length: 50 }, () => setup.connect(port)),
+    );
+    await Promise.all(conns.map(async (conn) => {
+      const reading = readAll(conn);
+      await write(conn, data);
+      await conn.closeWrite();
+      assertEquals(await reading, { bytes: MIB, sha256: digest });
+      conn.close();
+    }));
+    await setup.guest.agent({ op: "tell", to: serving.id, word: "stop" });
+    assertEquals(await serving.result, {
+      connections: 50,
+      bytes: 50 * MIB,
+      failures: [],
+    });
+  },
+
+  "a connection to nobody is refused at once": async (setup) => {
+    const dead = setup.port();
+    // A socket file that nobody listens on any more.
+    const leftover = `${setup.folder}/vm_${dead}`;
+    const listener = setup.listen(dead);
+    await Deno.rename(leftover, `${leftover}.kept`);
+    listener.close();
+    await Deno.rename(`${leftover}.kept`, leftover);
+    const times: string[] = [];
+    for (
+      const [what, where] of Object.entries({
+        "no listener": { port: setup.port() },
+        "dead socket file": { port: dead },
+        "unknown CID": { port: 1, cid: 77 },
+      })
+    ) {
+      const tries: number[] = [];
+      for (let i = 0; i < 3; i++) {
+        const answer = await setup.guest.agent<{ errno: string; ms: number }>({
+          op: "connect_time",
+          ...where,
+        });
+        // A CID that is not the host's may also be refused by the guest's own kernel.
+        const names = what === "unknown CID"
+          ? ["ECONNRESET", "ENODEV"]
+          : ["ECONNRESET"];
+        assert(names.includes(answer.errno), `${what}: ${answer.errno}`);
+        tries.push(answer.ms);
+      }
+      tries.sort((a, b) => a - b);
+      assertLess(tries[1]!, 200, what);
+      times.push(`${what} ${tries[1]!.toFixed(1)} ms`);
+    }
+    await Deno.remove(leftover);
+    const refused = await setup.connect(setup.port()).then(
+      (conn) => conn.close(),
+      String,
+    );
+    assert(
+      refused?.includes("the guest refused"),
+      "a port of the guest that nobody listens on",
+    );
+    return times.join(", ");
+  },
+
+  "the guest's half-close delivers what was sent before it, and the answer":
+    async (setup) => {
+      const answer = randomBytes(300_000);
+      const answered = await sha256(answer);
+      // The guest connects.
+      const port = setup.port();
+      using listener = setup.listen(port);
+      const calling = setup.guest.agent<Digest & { received: Digest }>({
+        op: "send",
+        port,
+        bytes: 3 * MIB,
+      });
+      using first = await listener.accept();
+      const one = await readAll(first);
+      await write(first, answer);
+      first.close();
+      const called = await calling;
+      assertEquals(one, { bytes: called.bytes, sha256: called.sha256 });
+      assertEquals([called.received.bytes, called.received.sha256], [
+        answer.length,
+        answered,
+      ]);
+      // The host connects.
+      const back = setup.port();
+      const listening = setup.guest.start({
+        op: "send",
+        listen: back,
+        bytes: 3 * MIB,
+      });
+      await listening.event("listening");
+      using second = await setup.connect(back);
+      const two = await readAll(second);
+      await write(second, answer);
+      second.close();
+      const listened = await listening.result as Digest & { received: Digest };
+      assertEquals(two, { bytes: listened.bytes, sha256: listened.sha256 });
+      assertEquals([listened.received.bytes, listened.received.sha256], [
+        answer.length,
+        answered,
+      ]);
+    },
+
+  "the host's half-close delivers what was sent before it, and the answer":
+    async (setup) => {
+      const data = randomBytes(3 * MIB);
+      const digest = await sha256(data);
+      type Answer = Digest & { answered: Digest };
+      // The guest connects.
+      const port = setup.port();
+      using listener = setup.listen(port);
+      const calling = setup.guest.agent<Answer>({
+        op: "recv",
+        port,
+        answer_bytes: 300_000,
+      });
+      using first = await listener.accept();
+      await write(first, data);
+      await first.closeWrite();
+      const one = await readAll(first);
+      const called = await calling;
+      assertEquals([called.bytes, called.sha256], [data.length, digest]);
+      assertEquals(one, called.answered);
+      // The host connects.
+      const back = setup.port();
+      const listening = setup.guest.start({
+        op: "recv",
+        listen: back,
+        answer_bytes: 300_000,
+      });
+      await listening.event("listening");
+      using second = await setup.connect(back);
+      await write(second, data);
+      await second.closeWrite();
+      const two = await readAll(second);
+      const listened = await listening.result as Answer;
+      assertEquals([listened.bytes, listened.sha256], [data.length, digest]);
+      assertEquals(two, listened.answered);
+    },
+
+  "a host program that dies in mid-stream ends the guest's stream": async (
+    setup,
+  ) => {
+    const port = setup.port();
+    // Takes 1 MiB, says so, and is killed while the guest goes on sending.
+    const program = new Deno.Command("python3", {
+      args: [
+        "-c",
+        `
+import socket, sys, time
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(sys.argv[1])
+listener.listen()
+print("listening", flush=True)
+stream, _ = listener.accept()
+taken = 0
+while taken < 1 << 20:
+    taken += len(stream.recv(65536))
+print("taken", flush=True)
+time.sleep(60)
+`,
+        `${setup.folder}/vm_${port}`,
+      ],
+      stdout: "piped",
+    }).spawn();
+    const words = program.stdout.pipeThrough(new TextDecoderStream())
+      .getReader();
+    const heard = (): Promise<string> =>
+      within(
+        10_000,
+        "the host program",
+        readLine(async () => (await words.read()).value ?? null),
+      );
+    try {
+      assertEquals(await heard(), "listening\n");
+      const sending = setup.guest.python<{ error: string; ms: number }>(
+        `
+stream = connect(args["port"])
+emit("connected")
+block = b"x" * 65536
+failed = None
+try:
+    while True:
+        stream.sendall(block)
+except OSError as error:
+    failed = errno.errorcode[error.errno]
+result = {"error": failed}
+`,
+        { port },
+      );
+      assertEquals(await heard(), "taken\n");
+      program.kill("SIGKILL");
+      const { error } = await within(
+        3000,
+        "the guest's end of stream",
+        sending,
+      );
+      assert(["EPIPE", "ECONNRESET", "ENOTCONN"].includes(error), error);
+    } finally {
+      await words.cancel();
+      try {
+        program.kill("SIGKILL");
+      } catch {
+        // It was killed above.
+      }
+      await program.status;
+    }
+    await setup.guest.agent({ op: "ping" });
+  },
+
+  "a guest program that dies in mid-stream ends the host's stream": async (
+    setup,
+  ) => {
+    const port = setup.port();
+    using listener = setup.listen(port);
+    const dying = setup.guest.agent<{ bytes: number; signal: number }>({
+      op: "die_midstream",
+      port,
+      bytes: MIB,
+    });
+    using conn = await listener.accept();
+    const received = await readAll(conn);
+    const { bytes, signal } = await dying;
+    assertEquals(signal, 9);
+    assert(received.bytes >= bytes, `${received.bytes} of ${bytes} bytes came`);
+  },
+
+  "a slow reader in the guest does not stall another connection": async (
+    setup,
+  ) => {
+    const port = setup.port();
+    const slow = setup.guest.start({ op: "slow_reader", listen: port });
+    await slow.event("listening");
+    using conn = await setup.connect(port);
+    const data = randomBytes(4 * MIB);
+    const writing = write(conn, data).then(() => conn.closeWrite());
+    await slow.event("waiting");
+    await SCENARIOS[
+      "the host's half-close delivers what was sent before it, and the answer"
+    ]!(
+      setup,
+    );
+    await setup.guest.agent({ op: "tell", to: slow.id, word: "resume" });
+    const received = await slow.result as Digest;
+    await writing;
+    assertEquals([received.bytes, received.sha256], [
+      data.length,
+      await sha256(data),
+    ]);
+  },
+
+  "a slow reader on the host does not stall another connection": async (
+    setup,
+  ) => {
+    const port = setup.port();
+    using listener = setup.listen(port);
+    const sending = setup.guest.agent<Digest>({
+      op: "send",
+      port,
+      bytes: 4 * MIB,
+      half_close: false,
+    });
+    using conn = await listener.accept();
+    await SCENARIOS[
+      "the guest's half-close delivers what was sent before it, and the answer"
+    ]!(
+      setup,
+    );
+    const received = await readAll(conn);
+    const { bytes, sha256 } = await sending;
+    assertEquals(received, { bytes, sha256 });
+  },
+
+  "the front-end reconnects after the guest has shut down": async (setup) => {
+    const port = setup.port();
+    const waiting = setup.guest.start({ op: "slow_reader", listen: port });
+    await waiting.event("listening");
+    using open = await setup.connect(port);
+    await setup.guest.shutdown();
+    await waiting.result.catch(() => {});
+    await readAll(open);
+    const nobody = await setup.connect(port).then(
+      (conn) => conn.close(),
+      String,
+    );
+    assert(nobody !== undefined, "there is no guest to connect to");
+    await setup.boot();
+    await SCENARIOS[
+      "the guest's half-close delivers what was sent before it, and the answer"
+    ]!(
+      setup,
+    );
+  },
+};
+
+for (const vm of ["uml", "qemu"] as const) {
+  for (const ring of ["split", "packed"] as const) {
+    Deno.test(`Linux on ${vm} drives the device over ${ring} rings`, async (t) => {
+      if (await skippedWithout(vm)) return;
+      await using setup = await Setup.start(vm, ring);
+      const { kernel } = setup.guest.info;
+      const { bootMs } = setup.guest;
+      // deno-lint-ignore no-console
+      console.log(
+        `  Linux ${kernel} on ${vm}, ${ring}: booted in ${
+          (bootMs / 1000).toFixed(1)
+        } s`,
+      );
+      for (const [name, scenario] of Object.entries(SCENARIOS)) {
+        await t.step(name, async () => {
+          const said = await scenario(setup);
+          // deno-lint-ignore no-console
+          if (said) console.log(`    ${said}`);
+        });
+      }
+      const warnings = setup.log.filter((line) => /^(warn|error)/.test(line));
+      assertEquals(
+        warnings.filter((line) =>
+          !/destination_cid_unknown|connection_unknown/.test(line)
+        ),
+        [],
+        "a lawful guest gives no reason to complain",
+      );
+    });
+  }
+}

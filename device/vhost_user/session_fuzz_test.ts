@@ -15,7 +15,7 @@ import {
   encodeRequest,
   encodeU64,
 } from "./message.ts";
-import { PACKED_INITIAL_BASE } from "./ring_position.ts";
+import { PACKED_INITIAL_BASE } from "../ring_position.ts";
 
 type Step = { bytes: Uint8Array; files: (ArrayBuffer | null)[] };
 

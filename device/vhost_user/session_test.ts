@@ -29,7 +29,7 @@ import {
   parseMessage,
   parseU64,
 } from "./message.ts";
-import { PACKED_INITIAL_BASE } from "./ring_position.ts";
+import { PACKED_INITIAL_BASE } from "../ring_position.ts";
 
 const FORMATS: readonly RingFormat[] = ["split", "packed"];
 const initialBase = (format: RingFormat): number =>

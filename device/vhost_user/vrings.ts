@@ -17,7 +17,7 @@ import {
   PACKED_INITIAL_BASE,
   rewindInFlight,
   ringInMemory,
-} from "./ring_position.ts";
+} from "../ring_position.ts";
 
 /** What {@link Vrings} needs to know of its session. */
 export type VringsContext = {

@@ -1,17 +1,17 @@
 import { assert, assertEquals } from "@std/assert";
-import { Chain } from "../../ring/chain.ts";
-import { GuestMemory } from "../../ring/memory.ts";
-import { PackedDevice } from "../../ring/packed_device.ts";
-import { PackedDriver } from "../../ring/packed_driver.ts";
+import { Chain } from "../ring/chain.ts";
+import { GuestMemory } from "../ring/memory.ts";
+import { PackedDevice } from "../ring/packed_device.ts";
+import { PackedDriver } from "../ring/packed_driver.ts";
 import {
   BufferList,
   type DeviceQueue,
   type DriverQueue,
   type RingFormat,
-} from "../../ring/queue.ts";
-import { SplitDevice } from "../../ring/split_device.ts";
-import { SplitDriver } from "../../ring/split_driver.ts";
-import { encodeVringBase } from "../../ring/state.ts";
+} from "../ring/queue.ts";
+import { SplitDevice } from "../ring/split_device.ts";
+import { SplitDriver } from "../ring/split_driver.ts";
+import { encodeVringBase } from "../ring/state.ts";
 import {
   isFreshRing,
   PACKED_INITIAL_BASE,

@@ -1,11 +1,11 @@
-import type { GuestMemory } from "../../ring/memory.ts";
-import type { QueueState, RingFormat } from "../../ring/queue.ts";
+import type { GuestMemory } from "../ring/memory.ts";
+import type { QueueState, RingFormat } from "../ring/queue.ts";
 import {
   VIRTQ_DESC_F_AVAIL,
   VIRTQ_DESC_F_USED,
   VIRTQ_DESC_SIZE,
-} from "../../ring/virtio_ring.ts";
-import type { QueueSetup } from "../virtio_device.ts";
+} from "../ring/virtio_ring.ts";
+import type { QueueSetup } from "./virtio_device.ts";
 
 /** Base of a packed ring that nothing has happened to: both indices 0, both wrap counters 1. */
 export const PACKED_INITIAL_BASE = 0x80008000;

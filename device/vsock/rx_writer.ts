@@ -177,7 +177,7 @@ export class RxWriter {
     return got;
   }
 
-  /** Pops until `count` good buffers are held; false where the guest has none left. */
+  /** Pops until `count` good buffers are held; false where the guest has no more just then. */
   #hold(count: number): boolean {
     const queue = this.#queue;
     if (queue === null || this.fault !== null || count > MAX_HELD) return false;
@@ -201,16 +201,21 @@ export class RxWriter {
       this.#budget--;
       if (
         chain.fault !== null || chain.readable > 0 ||
-        chain.writableBytes <= VSOCK_HEADER_SIZE
+        chain.writableBytes <= VSOCK_HEADER_SIZE || chain.count > MAX_SEGMENTS
       ) {
-        const { fault, writableBytes } = chain;
+        if (this.#held > 0) {
+          // Used now, it would keep the ones that are held from being given back.
+          queue.unpop(chain.token);
+          return false;
+        }
+        const { fault, writableBytes, count: pieces } = chain;
         this.#diagnostics.fault(
           fault === null
             ? "rx_buffer_unusable"
             : `rx_${fault.code.toLowerCase()}`,
           () =>
             fault?.message ??
-              `a receive buffer with ${writableBytes} writable bytes`,
+              `a receive buffer with ${writableBytes} writable bytes in ${pieces} pieces`,
         );
         queue.push(chain.token, 0);
         continue;

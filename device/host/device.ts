@@ -63,7 +63,7 @@ export type RunningDevice = {
  * that is no socket is there.
  *
  * @example
- * ```ts no-eval
+ * ```ts ignore
  * import { startDevice } from "@ringside/vsock/host";
  *
  * const device = await startDevice({

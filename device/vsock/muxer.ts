@@ -111,7 +111,12 @@ export class Muxer implements ConnectionOwner {
 
   /** True when connections or answers have something to send to the guest. */
   get hasOutput(): boolean {
-    return this.#strayCount > 0 || this.#readyHead < this.#ready.length;
+    return this.#strayCount > 0 || this.waiting > 0;
+  }
+
+  /** Connections that wait for their turn, at most twice those that there can be. */
+  get waiting(): number {
+    return this.#ready.length - this.#readyHead;
   }
 
   /** True when another packet of the guest can be answered. */
@@ -291,7 +296,7 @@ export class Muxer implements ConnectionOwner {
       else connection.scheduled = false;
     }
     // Dropping the front at each turn would move the rest each time.
-    if (this.#readyHead === this.#ready.length) {
+    if (this.#readyHead >= this.#ready.length) {
       this.#ready.length = 0;
       this.#readyHead = 0;
     } else if (this.#readyHead > 1024) {
@@ -356,15 +361,19 @@ export class Muxer implements ConnectionOwner {
     for (const connection of [...this.#all]) connection.reset();
   }
 
-  /** Ends every connection for the host programs alone, as the guest is not there any more. */
+  /**
+   * Ends every connection for the host programs alone, as the guest is not there any more; what it
+   * sent before it closed is still delivered.
+   */
   abandonAll(): void {
     this.#gathering = null;
     this.#gather.clear();
     this.#strayCount = 0;
-    for (const connection of [...this.#all]) connection.abandon();
+    // First, since a host program that hears of it may connect again.
     for (const connection of this.#ready) connection.scheduled = false;
     this.#ready.length = 0;
     this.#readyHead = 0;
+    for (const connection of [...this.#all]) connection.abandon();
   }
 
   // -- Time --
@@ -398,7 +407,19 @@ export class Muxer implements ConnectionOwner {
   schedule(connection: Connection): void {
     if (connection.scheduled) return;
     connection.scheduled = true;
+    // Those that ended while they waited are left in the queue, but not for ever: a guest could open
+    // and reset connections, and take no packet, without end.
+    if (this.waiting >= 2 * this.#maxConnections) this.#dropClosed();
     this.#ready.push(connection);
+  }
+
+  #dropClosed(): void {
+    const head = this.#readyHead;
+    // The first may have its turn just now.
+    this.#ready = this.#ready.filter((connection, i) =>
+      i === head || (i > head && connection.state !== "closed")
+    );
+    this.#readyHead = 0;
   }
 
   /** Frees the address tuple of a connection. */

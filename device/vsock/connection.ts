@@ -183,6 +183,8 @@ export class Connection implements StreamEvents, ConnectRequest {
 
   /** The guest accepts a host program's connection. */
   receiveResponse(): void {
+    // A RST is on its way: the host program gave up meanwhile.
+    if (this.#state === "resetting") return;
     const answer = this.#answer;
     if (this.#state !== "asking-guest" || answer === null) {
       this.#owner.fault(
@@ -210,6 +212,7 @@ export class Connection implements StreamEvents, ConnectRequest {
 
   /** The guest ends one or both directions; flags add up (5.10.6.5). */
   receiveShutdown(flags: number): void {
+    if (this.#state === "resetting") return;
     if (this.#state !== "open" && this.#state !== "closing") {
       this.#owner.fault(
         "shutdown_unexpected",
@@ -233,6 +236,8 @@ export class Connection implements StreamEvents, ConnectRequest {
     if ((now & ~before & VIRTIO_VSOCK_SHUTDOWN_RCV) !== 0) {
       this.#stream?.shutdownRead();
       this.#readable = false;
+      // The end of file that would follow the rest of the host program's bytes does not come up.
+      if (this.#hungUp) this.#endBoth();
     }
     this.#endHostWriteWhenWritten();
   }
@@ -299,8 +304,12 @@ export class Connection implements StreamEvents, ConnectRequest {
 
   /** Takes the credit that every header of the guest carries. */
   receiveCredit(bufAlloc: number, fwdCnt: number): void {
-    this.credit.hear(bufAlloc, fwdCnt);
-    if (this.#readable && !this.scheduled && this.credit.peerFree > 0) {
+    const credit = this.credit;
+    const shrunk = bufAlloc < credit.peerBufAlloc;
+    credit.hear(bufAlloc, fwdCnt);
+    // A smaller buffer is a smaller window: an update that was not due can be what the guest waits for.
+    if (shrunk && credit.updateDue) this.#owner.schedule(this);
+    if (this.#readable && credit.peerFree > 0) {
       if (this.#creditRetryMs !== 0) {
         this.#creditRetryMs = 0;
         if (this.#state === "open") this.#owner.setTimer(this, Infinity);
@@ -357,7 +366,7 @@ export class Connection implements StreamEvents, ConnectRequest {
       this.#hostWriteBroken();
       // A guest that receives no more is not sent the rest, so that no end of file comes up.
       if ((this.#guestShutdown & VIRTIO_VSOCK_SHUTDOWN_RCV) !== 0) {
-        this.#wantShutdown = VIRTIO_VSOCK_SHUTDOWN_MASK;
+        this.#endBoth();
       } else {
         this.hostReadable();
       }
@@ -369,18 +378,23 @@ export class Connection implements StreamEvents, ConnectRequest {
 
   // -- To the guest --
 
-  /** Ends the connection by RST, in whatever state it is, and tells the host program. */
+  /** Ends the connection, by RST where the guest knows of it, and tells the host program. */
   reset(): void {
     const state = this.#state;
     if (state === "resetting" || state === "lingering" || state === "closed") {
       return;
     }
-    this.#state = "resetting";
-    this.#owner.setTimer(this, Infinity);
-    this.#closeStream(state === "open");
     const answer = this.#answer;
     this.#answer = null;
-    this.#owner.schedule(this);
+    if (state === "asking-guest" && !this.#requestSent) {
+      // The guest has never heard of it.
+      this.#leave(true);
+    } else {
+      this.#state = "resetting";
+      this.#owner.setTimer(this, Infinity);
+      this.#closeStream(state === "open");
+      this.#owner.schedule(this);
+    }
     answer?.refused("the connection was reset");
   }
 
@@ -391,14 +405,14 @@ export class Connection implements StreamEvents, ConnectRequest {
     this.reset();
   }
 
-  /** Ends the connection without a word to the guest, which is gone. */
+  /**
+   * Ends the connection without a word to the guest, which is gone. What it sent before it closed
+   * is still delivered.
+   */
   abandon(): void {
     const answer = this.#answer;
     this.#answer = null;
-    this.#leave(true);
-    this.#closeStream(true);
-    this.#buffer.clear();
-    this.#finish();
+    this.#leave(this.#state !== "resetting");
     answer?.refused("the guest is gone");
   }
 
@@ -595,6 +609,11 @@ export class Connection implements StreamEvents, ConnectRequest {
       this.#wantShutdown |= VIRTIO_VSOCK_SHUTDOWN_RCV;
       this.#owner.schedule(this);
     }
+  }
+
+  #endBoth(): void {
+    this.#wantShutdown = VIRTIO_VSOCK_SHUTDOWN_MASK;
+    this.#owner.schedule(this);
   }
 
   #endHostWriteWhenWritten(): void {

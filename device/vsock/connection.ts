@@ -10,7 +10,7 @@ import {
   STREAM_EOF,
   type StreamEvents,
 } from "./host.ts";
-import { PacketHeader } from "./packet.ts";
+import type { PacketHeader } from "./packet.ts";
 import { RX_STARVED, type RxWriter } from "./rx_writer.ts";
 import type { Segments } from "./segments.ts";
 import {

@@ -148,6 +148,11 @@ export class PackedDevice implements DeviceQueue {
     return this.#inFlight;
   }
 
+  /** Descriptor that the next `push()` writes. */
+  get usedPosition(): number {
+    return this.#used;
+  }
+
   /**
    * Fetches the next available buffer into `chain`; false where there is none.
    *

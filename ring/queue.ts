@@ -84,6 +84,8 @@ export interface DeviceQueue {
   readonly size: number;
   /** Buffers that were popped and not pushed. */
   readonly inFlight: number;
+  /** Where the next `push()` writes: entry of the used ring (split) or descriptor (packed). */
+  readonly usedPosition: number;
 
   /**
    * Fetches the next available buffer into `chain`; false where there is none.

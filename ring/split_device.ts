@@ -172,6 +172,11 @@ export class SplitDevice implements DeviceQueue {
     return ((this.#lastAvailIdx - this.#nextUsedIdx) & 0xffff) - this.#waiting;
   }
 
+  /** Entry of the used ring that the next `push()` writes. */
+  get usedPosition(): number {
+    return this.#nextUsedIdx & this.#mask;
+  }
+
   /**
    * Fetches the next available buffer into `chain`; false where there is none.
    *

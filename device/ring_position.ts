@@ -52,11 +52,15 @@ function inMemory(
  * 65536 buffers has entries.
  *
  * Packed: the base is the initial one or 0, which some front-ends send for it, and each descriptor is
- * all zero or available with the wrap counter of the first lap. In a ring that has lived and stands
- * at 0 with wrap counter 0, the driver marks with the *other* wrap counter and what is left of the
- * lap before is used, so 0 leaves no doubt. With the initial base there is one: a ring that stands at
- * the start of an odd lap, and that its driver has filled to the last descriptor, looks the same. The
- * device's event structure, which this device writes, tells the two apart with EVENT_IDX.
+ * not available yet or available with the wrap counter of the first lap. A driver that is running
+ * writes a descriptor's flags last: one that is not available yet can have an address already.
+ *
+ * In a ring that has lived and stands at 0 with wrap counter 0, the driver marks with the *other* wrap
+ * counter and what is left of the lap before is used, so 0 leaves no doubt. With the initial base, a
+ * descriptor used in the lap before has flags as if it was not available yet; but where one is all
+ * zero, there was no lap before. One doubt is left: a ring that stands at the start of an odd lap, and
+ * that its driver has filled to the last descriptor, looks the same. The device's event structure,
+ * which this device writes, tells the two apart with EVENT_IDX.
  */
 export function isFreshRing(
   memory: GuestMemory,
@@ -77,12 +81,16 @@ export function isFreshRing(
   ) return false;
   const ring = memory.bytes(descriptorArea, sizes.descriptor);
   const view = new DataView(ring.buffer, ring.byteOffset, ring.byteLength);
-  const laps = VIRTQ_DESC_F_AVAIL | VIRTQ_DESC_F_USED;
+  let doubtful = false;
+  let untouched = false;
   for (let at = 0; at < ring.length; at += VIRTQ_DESC_SIZE) {
-    if ((view.getUint16(at + 14, true) & laps) === VIRTQ_DESC_F_AVAIL) continue;
-    if (!isZero(ring.subarray(at, at + VIRTQ_DESC_SIZE))) return false;
+    const flags = view.getUint16(at + 14, true);
+    if ((flags & VIRTQ_DESC_F_USED) !== 0) return false;
+    if ((flags & VIRTQ_DESC_F_AVAIL) !== 0) continue;
+    if (isZero(ring.subarray(at, at + VIRTQ_DESC_SIZE))) untouched = true;
+    else doubtful = true;
   }
-  return true;
+  return base === 0 || untouched || !doubtful;
 }
 
 function isZero(bytes: Uint8Array): boolean {

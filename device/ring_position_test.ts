@@ -107,6 +107,19 @@ for (const base of [0, PACKED_INITIAL_BASE]) {
   });
 }
 
+for (const base of [0, PACKED_INITIAL_BASE]) {
+  Deno.test(`isFreshRing() takes a new packed ring with base 0x${base.toString(16)} while its driver writes a descriptor`, () => {
+    for (const before of [0, 1, 7]) {
+      const ring = pair("packed", 9);
+      offer(ring, before);
+      // The flags come last.
+      const at = ring.setup.descriptorArea + 16 * before;
+      ring.memory.bytes(at, 8).set([0, 0x60, 0xc2, 0x17]);
+      assert(fresh(ring, base), `in the first of the ${9 - before} left`);
+    }
+  });
+}
+
 Deno.test("isFreshRing() refuses packed rings that have lived and stand at index 0", () => {
   for (const segments of [1, 3]) {
     for (const eventIdx of [true, false]) {

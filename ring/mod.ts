@@ -18,7 +18,12 @@ export {
   type QueueState,
   type RingFormat,
 } from "./queue.ts";
-export { vringNeedEvent } from "./notify.ts";
+export {
+  decodeNotificationData,
+  encodeNotificationData,
+  type NotificationData,
+  vringNeedEvent,
+} from "./notify.ts";
 export {
   checkQueueState,
   decodeQueueStateWords,

@@ -62,6 +62,7 @@ export class PackedDevice implements DeviceQueue {
   readonly #eventIdx: boolean;
   readonly #indirect: boolean;
   readonly #strong: boolean;
+  readonly #inOrder: boolean;
   readonly #config: QueueConfig;
 
   #memory: GuestMemory;
@@ -87,6 +88,10 @@ export class PackedDevice implements DeviceQueue {
   #stagedSlots = 0;
   #stagedFirst = 0;
   #stagedFlags = 0;
+  // In order: where the used descriptor of the last buffer goes that was pushed, with the flag bits
+  // that it gets there.
+  #batch = 0;
+  #batchBits = F_AVAIL_USED;
   // Slots published since needsInterrupt() was asked; not valid after a restore.
   #moved = 0;
   #movedValid = true;
@@ -106,6 +111,7 @@ export class PackedDevice implements DeviceQueue {
   #restored: InFlightBuffer[] = [];
   #nextRestored = 0;
   #restoredLeft = 0;
+  #restoredPushed = 0;
   // Where the ring stood then, and whether a buffer of the ring was pushed while some remained.
   #restoredAvail = 0;
   #restoredBits = 0;
@@ -133,6 +139,7 @@ export class PackedDevice implements DeviceQueue {
     this.#eventIdx = this.#config.eventIdx === true;
     this.#indirect = this.#config.indirect === true;
     this.#strong = this.#config.strongOrdering === true;
+    this.#inOrder = this.#config.inOrder === true;
     this.#memory = memory;
     this.#u16 = views.u16;
     this.#u32 = views.u32;
@@ -150,7 +157,12 @@ export class PackedDevice implements DeviceQueue {
 
   /** Descriptor that the next `push()` writes. */
   get usedPosition(): number {
-    return this.#used;
+    return this.#inOrder ? this.#batch : this.#used;
+  }
+
+  /** Descriptors of the ring that a buffer in flight takes; 0 where `token` is not in flight. */
+  slotsOf(token: number): number {
+    return this.#isInFlight(token) ? this.#book[token * 4 + SLOTS]! : 0;
   }
 
   /**
@@ -327,10 +339,11 @@ export class PackedDevice implements DeviceQueue {
 
   /**
    * Stages the completion of a buffer with `written` bytes in its writable part; the driver
-   * does not see it before `publish()`. A buffer may be pushed in any order.
+   * does not see it before `publish()`. A buffer may be pushed in any order, unless
+   * VIRTIO_F_IN_ORDER was negotiated (2.8.8): see {@link DeviceQueue.push}.
    *
-   * @throws {RangeError} when `token` is not in flight, or `written` is no count of bytes up to
-   * those that the buffer has.
+   * @throws {RangeError} when `token` is not in flight, or not the first fetched of those in flight where
+   * the order counts, or `written` is no count of bytes up to those that the buffer has.
    */
   push(token: number, written: number): void {
     const book = this.#book;
@@ -343,6 +356,7 @@ export class PackedDevice implements DeviceQueue {
     ) {
       this.#refusePush(token, written);
     }
+    if (this.#inOrder) return this.#pushInOrder(token, written, slots);
     const used = this.#used;
     if (this.#copied !== 0 || book[row + START] !== used) {
       this.#saveOverwritten(token, slots);
@@ -372,6 +386,58 @@ export class PackedDevice implements DeviceQueue {
     } else {
       this.#used = next;
     }
+  }
+
+  // One used descriptor for a run of buffers that were used completely and the one behind them: it lies
+  // where the first one's would, and has the id and length of the last (2.8.8). So each is written over the
+  // one before.
+  #pushInOrder(token: number, written: number, slots: number): void {
+    const book = this.#book;
+    const row = token * 4;
+    // Restored buffers are older than all others, which still stand in the ring.
+    const first = this.#restoredPushed < this.#restored.length
+      ? this.#restored[this.#restoredPushed]!.id === token
+      : book[row + START] === this.#used;
+    if (!first) {
+      throw new RangeError(
+        `Cannot push buffer ${token}: buffers in flight were fetched before it, and VIRTIO_F_IN_ORDER was negotiated`,
+      );
+    }
+    if (this.#restoredPushed < this.#restored.length) {
+      this.#restoredPushed++;
+      this.#copies.delete(token);
+      this.#copied = this.#copies.size;
+    }
+    // A longer writable part than a used length can tell is never complete.
+    const complete = written === book[row + LIMIT] && written !== LENGTH_LIMIT;
+    book[row + SLOTS] = 0;
+    this.#outstanding -= slots;
+    this.#inFlight--;
+
+    const at = this.#batch;
+    const flags = written === 0 ? this.#batchBits : this.#batchBits | F_WRITE;
+    this.#u32[at * 4 + 2] = written;
+    if (this.#stagedSlots === 0 || at === this.#stagedFirst) {
+      this.#stagedFirst = at;
+      this.#stagedFlags = flags;
+      this.#u16[at * 8 + 6] = token;
+    } else {
+      this.#u32[at * 4 + 3] = token | (flags << 16);
+    }
+    this.#stagedSlots += slots;
+    const next = this.#used + slots;
+    if (next >= this.#size) {
+      this.#used = next - this.#size;
+      this.#usedBits ^= F_AVAIL_USED;
+    } else {
+      this.#used = next;
+    }
+    if (!complete) this.#closeBatch();
+  }
+
+  #closeBatch(): void {
+    this.#batch = this.#used;
+    this.#batchBits = this.#usedBits;
   }
 
   // Out of order: copies the descriptors of other buffers in flight out of the slots that now
@@ -415,6 +481,7 @@ export class PackedDevice implements DeviceQueue {
     Atomics.store(this.#u16, this.#stagedFirst * 8 + 7, this.#stagedFlags);
     this.#stagedSlots = 0;
     this.#moved += staged;
+    if (this.#inOrder) this.#closeBatch();
     return true;
   }
 
@@ -553,6 +620,7 @@ export class PackedDevice implements DeviceQueue {
     this.#availBits = state.lastAvailWrapCounter === 1 ? F_AVAIL : F_USED;
     this.#used = state.usedIdx;
     this.#usedBits = state.usedWrapCounter === 1 ? F_AVAIL_USED : 0;
+    this.#closeBatch();
     this.#outstanding = state.lastAvailWrapCounter === state.usedWrapCounter
       ? state.lastAvailIdx - state.usedIdx
       : state.lastAvailIdx - state.usedIdx + this.#size;

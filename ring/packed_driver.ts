@@ -1,6 +1,7 @@
 import { mapPackedViews, packedEventPassed } from "./_packed.ts";
 import { RingError, type RingErrorCode } from "./errors.ts";
 import type { GuestMemory } from "./memory.ts";
+import { encodeNotification } from "./notify.ts";
 import type {
   BufferList,
   DriverQueue,
@@ -25,6 +26,8 @@ const TWO_32 = 4294967296;
 const MAX_ENTRIES = 32768;
 /** Used buffers that are looked for ahead, in one go, with strong ordering. */
 const SCAN_BUFFERS = 64;
+/** No buffer. */
+const NONE = -1;
 
 /** What a {@link PackedDriver} can be told. */
 export type PackedDriverOptions = {
@@ -51,6 +54,7 @@ export class PackedDriver implements DriverQueue {
   readonly #size: number;
   readonly #eventIdx: boolean;
   readonly #strong: boolean;
+  readonly #inOrder: boolean;
   readonly #u16: Uint16Array;
   readonly #u32: Uint32Array;
   readonly #driverEvent: Uint16Array;
@@ -90,6 +94,13 @@ export class PackedDriver implements DriverQueue {
   readonly #room: Float64Array;
   readonly #batchOf: Float64Array;
 
+  // In order: ids round in the order in which they were added, from #oldest on, and the last buffer of
+  // the batch that is being taken back, with its length; NONE where there is no batch.
+  readonly #added: Uint16Array;
+  #oldest = 0;
+  #batchLast = NONE;
+  #batchLength = 0;
+
   #fault: RingError | null = null;
 
   /**
@@ -113,7 +124,10 @@ export class PackedDriver implements DriverQueue {
     this.size = size;
     this.#size = size;
     this.#eventIdx = config.eventIdx === true;
-    this.#strong = config.strongOrdering === true;
+    this.#inOrder = config.inOrder === true;
+    // Used descriptors are looked for one by one, then: a batch is at most one load.
+    this.#strong = config.strongOrdering === true && !this.#inOrder;
+    this.#added = new Uint16Array(this.#inOrder ? size : 0);
     this.#u16 = views.u16;
     this.#u32 = views.u32;
     this.#driverEvent = views.driverEvent;
@@ -249,6 +263,7 @@ export class PackedDriver implements DriverQueue {
     this.#slots[id] = slots;
     this.#room[id] = room;
     this.#batchOf[id] = this.#batch;
+    if (this.#inOrder) this.#added[(this.#oldest + inFlight) % size] = id;
     return id;
   }
 
@@ -286,8 +301,21 @@ export class PackedDriver implements DriverQueue {
     return packedEventPassed(offWrap, position, wrap, moved, this.#size);
   }
 
+  /** What a kick carries with VIRTIO_F_NOTIFICATION_DATA: see {@link DriverQueue.notificationData}. */
+  notificationData(queue: number): number {
+    let position = this.#next - this.#stagedSlots;
+    let wrap: 0 | 1 = this.#nextBits === F_AVAIL ? 1 : 0;
+    if (position < 0) {
+      position += this.#size;
+      wrap = wrap === 1 ? 0 : 1;
+    }
+    return encodeNotification(queue, position, 0x7fff, wrap);
+  }
+
   /**
    * Takes back one used buffer: its token, with `usedLength` set, or -1 where there is none.
+   *
+   * With VIRTIO_F_IN_ORDER a used descriptor can stand for several: see {@link DriverQueue.reclaim}.
    *
    * A used descriptor without VIRTQ_DESC_F_WRITE has no length: 0 (virtio 1.4, 2.8.4).
    *
@@ -296,6 +324,7 @@ export class PackedDriver implements DriverQueue {
    */
   reclaim(): number {
     if (this.#fault !== null) throw this.#fault;
+    if (this.#batchLast !== NONE) return this.#reclaimInOrder();
     const used = this.#used;
     const bits = this.#usedBits;
     let flags = 0;
@@ -324,21 +353,46 @@ export class PackedDriver implements DriverQueue {
         `${length} bytes written to buffer ${id} of ${this.#room[id]}`,
       );
     }
+    if (this.#inOrder) {
+      this.#batchLast = id;
+      this.#batchLength = length;
+      return this.#reclaimInOrder();
+    }
+    this.#release(id, slots);
+    if (this.#ready !== 0) this.#ready--;
+    this.#usedLength = length;
+    return id;
+  }
+
+  // Takes the oldest buffer back, which is one of a batch; the last of it has the length that was told.
+  #reclaimInOrder(): number {
+    const id = this.#added[this.#oldest]!;
+    if (id === this.#batchLast) {
+      this.#batchLast = NONE;
+      this.#usedLength = this.#batchLength;
+    } else {
+      this.#usedLength = this.#room[id]!;
+    }
+    const oldest = this.#oldest + 1;
+    this.#oldest = oldest === this.#size ? 0 : oldest;
+    this.#release(id, this.#slots[id]!);
+    return id;
+  }
+
+  // Frees an id and moves on by the slots of its buffer.
+  #release(id: number, slots: number): void {
     this.#slots[id] = 0;
     const inFlight = this.#inFlight - 1;
     this.#ids[this.#size - 1 - inFlight] = id;
     this.#inFlight = inFlight;
     this.#free += slots;
-    const next = used + slots;
+    const next = this.#used + slots;
     if (next >= this.#size) {
       this.#used = next - this.#size;
-      this.#usedBits = bits ^ F_AVAIL_USED;
+      this.#usedBits ^= F_AVAIL_USED;
     } else {
       this.#used = next;
     }
-    if (this.#ready !== 0) this.#ready--;
-    this.#usedLength = length;
-    return id;
   }
 
   #stop(code: RingErrorCode, why: string): never {
@@ -396,7 +450,9 @@ export class PackedDriver implements DriverQueue {
       Atomics.store(event, 1, flags);
       this.#eventFlags = flags;
     }
-    return (Atomics.load(this.#u16, used * 8 + 7) & F_AVAIL_USED) === bits;
+    // What is left of a batch has no used descriptors of its own.
+    return this.#batchLast !== NONE ||
+      (Atomics.load(this.#u16, used * 8 + 7) & F_AVAIL_USED) === bits;
   }
 
   /**

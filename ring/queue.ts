@@ -19,6 +19,11 @@ export type QueueConfig = {
   /** VIRTIO_F_INDIRECT_DESC was negotiated. False unless told. */
   indirect?: boolean;
   /**
+   * VIRTIO_F_IN_ORDER was negotiated (2.7.9, 2.8.8): buffers are used in the order in which they were made
+   * available, and a device may tell of several by one used entry. False unless told.
+   */
+  inOrder?: boolean;
+  /**
    * Packed: plain reads of this machine stay in order, as on x86 (total store order), or no other
    * thread or process shares the memory. A run of flags is then read plainly with one atomic load
    * at its end, instead of one atomic load a buffer. False, which is right everywhere, unless told.
@@ -84,7 +89,10 @@ export interface DeviceQueue {
   readonly size: number;
   /** Buffers that were popped and not pushed. */
   readonly inFlight: number;
-  /** Where the next `push()` writes: entry of the used ring (split) or descriptor (packed). */
+  /**
+   * Where the next `push()` writes: entry of the used ring (split) or descriptor (packed). With
+   * VIRTIO_F_IN_ORDER it may be the place of the last `push()` again.
+   */
   readonly usedPosition: number;
 
   /**
@@ -108,9 +116,16 @@ export interface DeviceQueue {
 
   /**
    * Stages the completion of a buffer with `written` bytes in its writable part; the driver
-   * does not see it before `publish()`. A buffer may be pushed in any order.
+   * does not see it before `publish()`. A buffer may be pushed in any order, unless
+   * VIRTIO_F_IN_ORDER was negotiated: then in the order in which they were fetched.
    *
-   * @throws {RangeError} when `token` is not in flight.
+   * With VIRTIO_F_IN_ORDER, buffers that are published together and were used completely (`written`
+   * is all of their writable bytes) are told by the entry of the next one, since a driver takes
+   * a buffer without an entry of its own for used completely. Any other has its own entry, so that no
+   * length is lost.
+   *
+   * @throws {RangeError} when `token` is not in flight, or not the first fetched of those in flight where
+   * the order counts.
    */
   push(token: number, written: number): void;
 
@@ -241,7 +256,21 @@ export interface DriverQueue {
   needsKick(): boolean;
 
   /**
+   * What a kick carries where VIRTIO_F_NOTIFICATION_DATA was negotiated: an unsigned 32-bit value with
+   * the place where the next buffer will be made available, after those that were published (2.9).
+   *
+   * `queue` is the queue's index, or what its device gave for it where VIRTIO_F_NOTIF_CONFIG_DATA was
+   * negotiated.
+   *
+   * @throws {RangeError} when `queue` has more than 16 bits.
+   */
+  notificationData(queue: number): number;
+
+  /**
    * Takes back one used buffer: its token, with `usedLength` set, or -1 where there is none.
+   *
+   * With VIRTIO_F_IN_ORDER a used entry can stand for several buffers. They are taken back one by one;
+   * `usedLength` of those without an entry of their own is all of their writable bytes.
    *
    * @throws {RingError} when the device's entry is no lawful completion.
    */

@@ -1,12 +1,12 @@
 import { FLAGS, IDX, type SplitViews, splitViews } from "./_split_layout.ts";
-import { Chain } from "./chain.ts";
+import { resolveSplit, type SplitTable } from "./_split_resolve.ts";
+import type { Chain } from "./chain.ts";
 import { RingError, type RingErrorCode } from "./errors.ts";
 import type { GuestMemory } from "./memory.ts";
 import { vringNeedEvent } from "./notify.ts";
 import type {
   DeviceQueue,
   InFlightBuffer,
-  InFlightDescriptor,
   QueueConfig,
   QueueState,
   RingFormat,
@@ -77,6 +77,7 @@ export class SplitDevice implements DeviceQueue {
   readonly #eventIdx: boolean;
   readonly #indirect: boolean;
   readonly #maxIndirect: number;
+  readonly #inOrder: boolean;
   readonly #mask: number;
 
   #memory: GuestMemory;
@@ -104,6 +105,11 @@ export class SplitDevice implements DeviceQueue {
   #availIdx = 0;
   #usedIdx = 0;
   #nextUsedIdx = 0;
+
+  // In order: how many buffers were pushed, and the index at which the open batch began, that is where the
+  // entry of the last buffer goes that was pushed.
+  #pushed = 0;
+  #batchIdx = 0;
 
   // The used index that the last interrupt decision saw; no such index after a restore.
   #signalled = 0;
@@ -138,6 +144,7 @@ export class SplitDevice implements DeviceQueue {
     this.#mask = size - 1;
     this.#eventIdx = config.eventIdx === true;
     this.#indirect = config.indirect === true;
+    this.#inOrder = config.inOrder === true;
     this.#maxIndirect = size > INDIRECT_ENTRIES ? size : INDIRECT_ENTRIES;
     this.#memory = memory;
     this.#table = views.table;
@@ -156,6 +163,7 @@ export class SplitDevice implements DeviceQueue {
       this.#availIdx = checked.lastAvailIdx;
       this.#usedIdx = checked.usedIdx;
       this.#nextUsedIdx = checked.usedIdx;
+      this.#batchIdx = checked.usedIdx;
       this.#signalledValid = false;
       this.#fetched = this.#waiting = this.#restored.length;
       for (let i = 0; i < this.#restored.length; i++) {
@@ -174,7 +182,7 @@ export class SplitDevice implements DeviceQueue {
 
   /** Entry of the used ring that the next `push()` writes. */
   get usedPosition(): number {
-    return this.#nextUsedIdx & this.#mask;
+    return (this.#inOrder ? this.#batchIdx : this.#nextUsedIdx) & this.#mask;
   }
 
   /**
@@ -236,10 +244,11 @@ export class SplitDevice implements DeviceQueue {
 
   /**
    * Stages the completion of a buffer with `written` bytes in its writable part; the driver
-   * does not see it before `publish()`. A buffer may be pushed in any order.
+   * does not see it before `publish()`. A buffer may be pushed in any order, unless
+   * VIRTIO_F_IN_ORDER was negotiated (2.7.9): see {@link DeviceQueue.push}.
    *
-   * @throws {RangeError} when `token` is not in flight, or `written` is no count of bytes up to
-   * those that the buffer has (2.7.8.2).
+   * @throws {RangeError} when `token` is not in flight, or not the first fetched of those in flight where
+   * the order counts, or `written` is no count of bytes up to those that the buffer has (2.7.8.2).
    */
   push(token: number, written: number): void {
     const limit = this.#limit;
@@ -247,6 +256,7 @@ export class SplitDevice implements DeviceQueue {
     if (!(written <= limit[token]!) || written >>> 0 !== written) {
       this.#refusePush(token, written);
     }
+    if (this.#inOrder) return this.#pushInOrder(token, written);
     limit[token] = FREE;
     const nextUsed = this.#nextUsedIdx;
     const usedRing = this.#usedEntries;
@@ -256,11 +266,32 @@ export class SplitDevice implements DeviceQueue {
     this.#nextUsedIdx = (nextUsed + 1) & 0xffff;
   }
 
+  // One entry for a run of buffers that were used completely and the one behind them: it lies where the
+  // first one's would, and has the id and length of the last (2.7.9). So each is written over the one before.
+  #pushInOrder(token: number, written: number): void {
+    const limit = this.#limit;
+    if (this.#order[token] !== this.#pushed) {
+      throw new RangeError(
+        `Cannot push token ${token}: buffers in flight were fetched before it, and VIRTIO_F_IN_ORDER was negotiated`,
+      );
+    }
+    this.#pushed++;
+    const usedRing = this.#usedEntries;
+    const at = (this.#batchIdx & this.#mask) << 1;
+    usedRing[at] = token;
+    usedRing[at + 1] = written;
+    const next = (this.#nextUsedIdx + 1) & 0xffff;
+    this.#nextUsedIdx = next;
+    if (written !== limit[token]) this.#batchIdx = next;
+    limit[token] = FREE;
+  }
+
   /** Makes all staged completions visible to the driver; false where there were none. */
   publish(): boolean {
     const used = this.#nextUsedIdx;
     const before = this.#usedIdx;
     if (used === before) return false;
+    this.#batchIdx = used;
     Atomics.store(this.#usedRing, AT_IDX, used);
     this.#usedIdx = used;
     // Without a decision for a whole lap of the index, the two ends no longer tell what lies between.
@@ -343,16 +374,16 @@ export class SplitDevice implements DeviceQueue {
       if (limit[head] !== FREE) heads.push(head);
     }
     heads.sort((a, b) => order[a]! - order[b]!);
-    const chain = new Chain(this.#memory);
+    const table = this.#splitTable();
     return {
       format: "split",
       lastAvailIdx: this.#lastAvailIdx,
       usedIdx: this.#usedIdx,
       inFlight: heads.map((head) => {
         const restored = this.#restored[order[head]!];
-        if (restored !== undefined) return structuredClone(restored);
-        const slots = this.#walk(chain, head);
-        return { id: head, slots, descriptors: descriptorsOf(chain) };
+        return restored !== undefined
+          ? structuredClone(restored)
+          : resolveSplit(table, head);
       }),
     };
   }
@@ -372,6 +403,15 @@ export class SplitDevice implements DeviceQueue {
     this.#usedRing = views.used;
     this.#usedEntries = views.usedRing;
     this.#useWindow(0, 0);
+  }
+
+  #splitTable(): SplitTable {
+    return {
+      memory: this.#memory,
+      table: this.#table,
+      size: this.size,
+      maxIndirect: this.#indirect ? this.#maxIndirect : 0,
+    };
   }
 
   // Looks for buffers that the driver made available since the last look.
@@ -397,6 +437,14 @@ export class SplitDevice implements DeviceQueue {
   #popRestored(chain: Chain): boolean {
     const buffer = this.#restored[this.#restoredNext]!;
     begin(chain, this.#memory, buffer.id);
+    if (buffer.descriptors.length === 0) {
+      refuse(
+        chain,
+        "BAD_QUEUE_STATE",
+        "2.7.5",
+        "Cannot use a buffer: it was malformed when the queue was saved",
+      );
+    }
     for (const { addr, len, writable } of buffer.descriptors) {
       if (!chain.append(addr, len, writable)) {
         refuse(chain, "BAD_ADDRESS", "2.7.5", outside(addr, len));
@@ -752,17 +800,4 @@ function regionWords(memory: GuestMemory): Uint32Array[] {
       Math.floor(bytes.length / 4),
     )
   );
-}
-
-function descriptorsOf(chain: Chain): InFlightDescriptor[] {
-  const descriptors: InFlightDescriptor[] = [];
-  for (let i = 0; i < chain.count; i++) {
-    const region = chain.memory.regions[chain.region[i]!]!;
-    descriptors.push({
-      addr: region.guestAddress + chain.offset[i]!,
-      len: chain.length[i]!,
-      writable: i >= chain.readable,
-    });
-  }
-  return descriptors;
 }

@@ -1,7 +1,7 @@
 import { FLAGS, IDX, splitViews } from "./_split_layout.ts";
 import { RingError, type RingErrorCode } from "./errors.ts";
 import type { GuestMemory } from "./memory.ts";
-import { vringNeedEvent } from "./notify.ts";
+import { encodeNotification, vringNeedEvent } from "./notify.ts";
 import type {
   BufferList,
   DriverQueue,
@@ -29,6 +29,8 @@ const TWO_32 = 0x100000000;
 
 /** What `#limit` holds for a head that is no buffer's. */
 const FREE = -1;
+/** No buffer. */
+const NONE = -1;
 
 /** What a {@link SplitDriver} can be told. */
 export type SplitDriverOptions = {
@@ -50,6 +52,7 @@ export class SplitDriver implements DriverQueue {
   readonly size: number;
 
   readonly #eventIdx: boolean;
+  readonly #inOrder: boolean;
   readonly #mask: number;
   readonly #table: Uint32Array;
   readonly #availRing: Uint16Array;
@@ -83,6 +86,12 @@ export class SplitDriver implements DriverQueue {
   #publishedCount = 0;
   #usedLength = 0;
 
+  // In order: the heads by available index, and the last buffer of the batch that is being taken back, with
+  // its length; NONE where there is no batch.
+  readonly #heads: Uint16Array;
+  #batchLast = NONE;
+  #batchLength = 0;
+
   readonly #tables: Uint32Array;
   readonly #tablesAddress: number;
   readonly #tableEntries: number;
@@ -110,6 +119,8 @@ export class SplitDriver implements DriverQueue {
     this.size = size;
     this.#mask = size - 1;
     this.#eventIdx = config.eventIdx === true;
+    this.#inOrder = config.inOrder === true;
+    this.#heads = new Uint16Array(this.#inOrder ? size : 0);
     this.#table = views.table.fill(0);
     this.#availRing = views.avail.fill(0);
     this.#usedRing = views.used.fill(0);
@@ -117,6 +128,8 @@ export class SplitDriver implements DriverQueue {
     this.#free = size;
     this.#next = new Uint16Array(size);
     for (let i = 0; i < size; i++) this.#next[i] = i + 1;
+    // In order, descriptors are taken and freed round the table (2.7.5).
+    if (this.#inOrder) this.#next[size - 1] = 0;
     this.#tail = new Uint16Array(size);
     this.#slots = new Uint16Array(size);
     this.#limit = new Float64Array(size).fill(FREE);
@@ -210,6 +223,7 @@ export class SplitDriver implements DriverQueue {
 
     const nextAvailIdx = this.#nextAvailIdx;
     this.#availRing[2 + (nextAvailIdx & this.#mask)] = head;
+    if (this.#inOrder) this.#heads[nextAvailIdx & this.#mask] = head;
     this.#nextAvailIdx = (nextAvailIdx + 1) & 0xffff;
     return head;
   }
@@ -250,14 +264,22 @@ export class SplitDriver implements DriverQueue {
     return (flags & VIRTQ_USED_F_NO_NOTIFY) === 0;
   }
 
+  /** What a kick carries with VIRTIO_F_NOTIFICATION_DATA: see {@link DriverQueue.notificationData}. */
+  notificationData(queue: number): number {
+    return encodeNotification(queue, this.#availIdx, 0xffff, 0);
+  }
+
   /**
    * Takes back one used buffer: its token, with `usedLength` set, or -1 where there is none.
+   *
+   * With VIRTIO_F_IN_ORDER a used entry can stand for several: see {@link DriverQueue.reclaim}.
    *
    * @throws {RingError} when the device's entry is no lawful completion; then at each further call.
    */
   reclaim(): number {
     const lastUsedIdx = this.#lastUsedIdx;
     if (lastUsedIdx === this.#usedIdx && !this.#refill()) return -1;
+    if (this.#inOrder) return this.#reclaimInOrder();
     const at = (lastUsedIdx & this.#mask) << 1;
     const head = this.#usedEntries[at]!;
     const length = this.#usedEntries[at + 1]!;
@@ -273,6 +295,43 @@ export class SplitDriver implements DriverQueue {
     this.#freeHead = head;
     this.#free += this.#slots[head]!;
     this.#usedLength = length;
+    this.#lastUsedIdx = (lastUsedIdx + 1) & 0xffff;
+    return head;
+  }
+
+  #reclaimInOrder(): number {
+    const lastUsedIdx = this.#lastUsedIdx;
+    const at = lastUsedIdx & this.#mask;
+    const limit = this.#limit;
+    const order = this.#order;
+    const head = this.#heads[at]!;
+    if (this.#batchLast === NONE) {
+      const last = this.#usedEntries[at << 1]!;
+      const length = this.#usedEntries[(at << 1) + 1]!;
+      if (!(length <= limit[last]!) || order[last]! >= this.#publishedCount) {
+        this.#refuseUsed(last, length);
+      }
+      // The batch has to end within what used.idx tells of.
+      const count = order[last]! - order[head]! + 1;
+      const told = (this.#usedIdx - lastUsedIdx) & 0xffff;
+      if (count > told) {
+        this.#stop(
+          "USED_ID_UNKNOWN",
+          `Cannot reclaim a buffer: id ${last} ends a batch of ${count}, but used.idx tells of ${told}`,
+          "2.7.9",
+        );
+      }
+      this.#batchLast = last;
+      this.#batchLength = length;
+    }
+    if (head === this.#batchLast) {
+      this.#batchLast = NONE;
+      this.#usedLength = this.#batchLength;
+    } else {
+      this.#usedLength = limit[head]!;
+    }
+    limit[head] = FREE;
+    this.#free += this.#slots[head]!;
     this.#lastUsedIdx = (lastUsedIdx + 1) & 0xffff;
     return head;
   }
@@ -348,9 +407,9 @@ export class SplitDriver implements DriverQueue {
   }
 
   // Breaks the queue: each further reclaim() comes to #refill(), which throws the same fault.
-  #stop(code: RingErrorCode, message: string): never {
+  #stop(code: RingErrorCode, message: string, section = "2.7.8"): never {
     this.#usedIdx = this.#lastUsedIdx;
-    this.#fault = new RingError(code, "2.7.8", message, true);
+    this.#fault = new RingError(code, section, message, true);
     throw this.#fault;
   }
 }

@@ -118,6 +118,8 @@ export type VirtioDeviceOptions = {
 type QueueSlot = {
   setup: QueueSetup;
   queue: DeviceQueue | null;
+  /** What the model gets: the queue, or the wrapper before it. */
+  outer: DeviceQueue | null;
   /** Given to the model; a queue can be started and not enabled. */
   given: boolean;
   fresh: boolean;
@@ -148,6 +150,7 @@ export class VirtioDevice {
   #status = 0;
   #features = 0n;
   #slots: QueueSlot[];
+  #wrap: ((index: number, queue: DeviceQueue) => DeviceQueue) | null = null;
 
   /** Makes a device in the state after reset, without memory and transport. */
   constructor(model: DeviceModel, options: VirtioDeviceOptions = {}) {
@@ -162,6 +165,7 @@ export class VirtioDevice {
     this.#slots = model.maxQueueSizes.map((size) => ({
       setup: { size, descriptorArea: 0, driverArea: 0, deviceArea: 0 },
       queue: null,
+      outer: null,
       given: false,
       fresh: true,
       broken: false,
@@ -335,6 +339,7 @@ export class VirtioDevice {
     slot.queue = this.ringFormat === "packed"
       ? new PackedDevice(this.#memory, config, state ?? undefined)
       : new SplitDevice(this.#memory, config, state ?? undefined);
+    slot.outer = this.#wrap?.(index, slot.queue) ?? slot.queue;
     slot.fresh = state === null;
     slot.broken = false;
   }
@@ -351,9 +356,29 @@ export class VirtioDevice {
     if (enabled) {
       const fresh = slot.fresh;
       slot.fresh = false;
-      this.model.queueStarted(index, slot.queue, fresh);
+      this.model.queueStarted(index, slot.outer!, fresh);
     } else {
       this.model.queueStopped(index);
+    }
+  }
+
+  /**
+   * Puts what `wrap` returns before each queue, those that run and those that are started later; null
+   * takes it away. The model gives all buffers back and gets the other queue, with the driver from
+   * before.
+   */
+  wrapQueues(
+    wrap: ((index: number, queue: DeviceQueue) => DeviceQueue) | null,
+  ): void {
+    const given = this.#slots.map((slot) => slot.given);
+    for (const index of given.keys()) this.enableQueue(index, false);
+    this.#wrap = wrap;
+    for (const [index, slot] of this.#slots.entries()) {
+      if (slot.queue === null) continue;
+      slot.outer = wrap?.(index, slot.queue) ?? slot.queue;
+      if (!given[index]) continue;
+      this.enableQueue(index, true);
+      this.kick(index);
     }
   }
 
@@ -369,6 +394,7 @@ export class VirtioDevice {
     if (queue === null) return null;
     this.enableQueue(index, false);
     slot.queue = null;
+    slot.outer = null;
     return queue.save();
   }
 
@@ -436,6 +462,7 @@ export class VirtioDevice {
     for (const index of this.#slots.keys()) this.enableQueue(index, false);
     for (const [index, slot] of this.#slots.entries()) {
       slot.queue = null;
+      slot.outer = null;
       slot.broken = false;
       slot.fresh = true;
       slot.setup = {

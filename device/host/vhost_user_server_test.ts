@@ -8,6 +8,7 @@ import type { GuestMemory } from "../../ring/memory.ts";
 import { Diagnostics } from "../diagnostics.ts";
 import { type DeviceModel, VirtioDevice } from "../virtio_device.ts";
 import {
+  VHOST_F_LOG_ALL,
   VHOST_USER_F_PROTOCOL_FEATURES,
   VHOST_USER_GET_FEATURES,
   VHOST_USER_PROTOCOL_F_REPLY_ACK,
@@ -213,7 +214,8 @@ Deno.test("VhostUserServer takes messages in pieces and many at a time", async (
     const bit = (index: number): bigint => 1n << BigInt(index);
     assertEquals(
       client.reply(),
-      bit(28) | bit(29) | bit(VHOST_USER_F_PROTOCOL_FEATURES) | bit(32) |
+      bit(VHOST_F_LOG_ALL) | bit(28) | bit(29) |
+        bit(VHOST_USER_F_PROTOCOL_FEATURES) | bit(32) |
         bit(34),
     );
     for (let i = 0; i < 100; i++) client.send(VHOST_USER_GET_FEATURES);

@@ -216,6 +216,7 @@ export const USER_BASE = 0x7f00_0000_0000;
 /** Every protocol feature that a session offers. */
 export const ALL_PROTOCOL_FEATURES: bigint = [
   vu.VHOST_USER_PROTOCOL_F_MQ,
+  vu.VHOST_USER_PROTOCOL_F_LOG_SHMFD,
   vu.VHOST_USER_PROTOCOL_F_REPLY_ACK,
   vu.VHOST_USER_PROTOCOL_F_BACKEND_REQ,
   vu.VHOST_USER_PROTOCOL_F_CONFIG,

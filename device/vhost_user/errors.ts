@@ -27,6 +27,7 @@ export type VhostUserErrorCode =
   | "BAD_RING"
   | "BAD_VRING_BASE"
   | "BUFFERS_LOST"
+  | "NO_LOG"
   // This side.
   | "SESSION_CLOSED";
 

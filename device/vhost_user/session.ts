@@ -11,6 +11,7 @@ import {
 } from "../virtio_device.ts";
 import {
   MAX_MEM_SLOTS,
+  VHOST_F_LOG_ALL,
   VHOST_MEMORY_BASELINE_NREGIONS,
   VHOST_USER_ADD_MEM_REG,
   VHOST_USER_BACKEND_CONFIG_CHANGE_MSG,
@@ -30,6 +31,7 @@ import {
   VHOST_USER_PROTOCOL_F_CONFIG,
   VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS,
   VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS,
+  VHOST_USER_PROTOCOL_F_LOG_SHMFD,
   VHOST_USER_PROTOCOL_F_MQ,
   VHOST_USER_PROTOCOL_F_REPLY_ACK,
   VHOST_USER_PROTOCOL_F_RESET_DEVICE,
@@ -41,6 +43,8 @@ import {
   VHOST_USER_SET_BACKEND_REQ_FD,
   VHOST_USER_SET_CONFIG,
   VHOST_USER_SET_FEATURES,
+  VHOST_USER_SET_LOG_BASE,
+  VHOST_USER_SET_LOG_FD,
   VHOST_USER_SET_MEM_TABLE,
   VHOST_USER_SET_OWNER,
   VHOST_USER_SET_PROTOCOL_FEATURES,
@@ -71,6 +75,7 @@ import {
   type MemoryRegionDescription,
   parseBits,
   parseConfig,
+  parseLog,
   parseMemoryRegion,
   parseMemoryTable,
   parseU64,
@@ -78,6 +83,7 @@ import {
   parseVringState,
   type VhostUserMessage,
 } from "./message.ts";
+import { Logging } from "./_logging.ts";
 import type { SessionPorts } from "./ports.ts";
 import { ReceivedFds } from "./_received_fds.ts";
 import { Vrings } from "./vrings.ts";
@@ -93,6 +99,9 @@ export type VhostUserSessionOptions = {
 };
 
 const PROTOCOL_FEATURES = featureMask(VHOST_USER_F_PROTOCOL_FEATURES);
+const LOG_ALL = featureMask(VHOST_F_LOG_ALL);
+/** Features of the session, of which the device knows nothing. */
+const SESSION_FEATURES = PROTOCOL_FEATURES | LOG_ALL;
 
 /**
  * The back-end's side of one vhost-user connection, without I/O: it takes whole messages and answers
@@ -112,6 +121,7 @@ export class VhostUserSession implements TransportPort {
 
   readonly #ports: SessionPorts;
   readonly #vrings: Vrings;
+  readonly #logging: Logging;
   #table: MemoryTable = new MemoryTable();
   #protocolFeatures = 0n;
   /** Features as SET_FEATURES brought them; null before. */
@@ -130,6 +140,7 @@ export class VhostUserSession implements TransportPort {
     this.#ports = ports;
     const offered = [
       VHOST_USER_PROTOCOL_F_MQ,
+      VHOST_USER_PROTOCOL_F_LOG_SHMFD,
       VHOST_USER_PROTOCOL_F_REPLY_ACK,
       VHOST_USER_PROTOCOL_F_BACKEND_REQ,
       VHOST_USER_PROTOCOL_F_CONFIG,
@@ -149,7 +160,12 @@ export class VhostUserSession implements TransportPort {
       callInBand: (index) => {
         this.#sendInBand(VHOST_USER_BACKEND_VRING_CALL, index);
       },
+      canLog: () => this.#has(VHOST_USER_PROTOCOL_F_LOG_SHMFD),
     });
+    this.#logging = new Logging(
+      device,
+      (index) => this.#vrings.logAddress(index),
+    );
     device.connect(this);
   }
 
@@ -207,6 +223,7 @@ export class VhostUserSession implements TransportPort {
     this.#closed = true;
     this.#ended = true;
     this.device.reset();
+    this.#logging.close();
     this.device.connect(null);
     this.device.setMemory(new GuestMemory([]));
     for (const region of this.#table.regions) region.mapping.release();
@@ -286,7 +303,13 @@ export class VhostUserSession implements TransportPort {
           true,
         );
       }
-      this.#acknowledge(message, 1);
+      if (
+        request === VHOST_USER_SET_LOG_BASE &&
+        this.#has(VHOST_USER_PROTOCOL_F_LOG_SHMFD)
+      ) {
+        // The front-end waits for a reply, whether it asked for one or not.
+        this.#ports.reply(encodeReply(request, encodeU64(1)), []);
+      } else this.#acknowledge(message, 1);
       if (error.fatal) throw error;
     }
   }
@@ -306,7 +329,7 @@ export class VhostUserSession implements TransportPort {
     const { request, payload } = message;
     switch (request) {
       case VHOST_USER_GET_FEATURES:
-        return encodeU64(this.device.offeredFeatures | PROTOCOL_FEATURES);
+        return encodeU64(this.device.offeredFeatures | SESSION_FEATURES);
       case VHOST_USER_SET_FEATURES:
         this.#setFeatures(parseBits(payload));
         return null;
@@ -341,9 +364,20 @@ export class VhostUserSession implements TransportPort {
       case VHOST_USER_SET_VRING_NUM:
         this.#vrings.setSize(parseVringState(payload));
         return null;
-      case VHOST_USER_SET_VRING_ADDR:
-        this.#vrings.setAddresses(parseVringAddresses(payload));
+      case VHOST_USER_SET_LOG_BASE:
+        this.#setLogBase(payload, fds);
+        return encodeU64(0);
+      case VHOST_USER_SET_LOG_FD:
+        // "may be used to inform the front-end": nobody is, so nothing has to be kept.
+        fds.expect(1, "VHOST_USER_SET_LOG_FD");
+        this.#ports.closeFd(fds.take());
         return null;
+      case VHOST_USER_SET_VRING_ADDR: {
+        const addresses = parseVringAddresses(payload);
+        this.#vrings.setAddresses(addresses);
+        this.#logging.ringChanged(addresses.index);
+        return null;
+      }
       case VHOST_USER_SET_VRING_BASE:
         this.#vrings.setBase(parseVringState(payload));
         return null;
@@ -359,6 +393,16 @@ export class VhostUserSession implements TransportPort {
         return null;
       case VHOST_USER_SET_VRING_ENABLE:
         this.#vrings.setEnabled(parseVringState(payload));
+        if (
+          this.#logging.wanted && !this.#logging.hasLog &&
+          this.#vrings.anyActive
+        ) {
+          this.#fault(
+            "NO_LOG",
+            () =>
+              "VHOST_F_LOG_ALL is accepted, and rings are used without a log: what is written now is not logged",
+          );
+        }
         return null;
       case VHOST_USER_VRING_KICK:
         this.#vringKick(payload);
@@ -430,7 +474,7 @@ export class VhostUserSession implements TransportPort {
 
   #setFeatures(bits: bigint): void {
     const section = "VHOST_USER_SET_FEATURES";
-    const features = bits & ~PROTOCOL_FEATURES;
+    const features = bits & ~SESSION_FEATURES;
     const problem = this.device.featureProblem(features);
     if (problem !== null) {
       throw new VhostUserError(
@@ -440,7 +484,9 @@ export class VhostUserSession implements TransportPort {
         true,
       );
     }
-    if (bits !== this.#features) {
+    if (this.#features !== null && (bits ^ this.#features) === LOG_ALL) {
+      this.#setLogAll(bits);
+    } else if (bits !== this.#features) {
       if (this.#vrings.anyActive) {
         throw new VhostUserError(
           "RING_RUNNING",
@@ -458,14 +504,62 @@ export class VhostUserSession implements TransportPort {
       this.#features = bits;
       this.#vrings.disabledAtFirst = (bits & PROTOCOL_FEATURES) !== 0n;
       this.#vrings.ready = true;
+      this.#logging.setWanted((bits & LOG_ALL) !== 0n);
     }
     if (!this.#has(VHOST_USER_PROTOCOL_F_STATUS)) this.#acceptFeatures();
     this.#vrings.startComplete();
   }
 
+  /**
+   * Starts or stops logging under running rings, as a front-end does that begins or ends a migration.
+   * It has given the log before; a front-end that starts its rings in mid-migration gives it after.
+   */
+  #setLogAll(bits: bigint): void {
+    const wanted = (bits & LOG_ALL) !== 0n;
+    if (wanted && !this.#logging.hasLog && this.#vrings.anyActive) {
+      throw new VhostUserError(
+        "NO_LOG",
+        "Migration",
+        "Cannot log writes to guest memory: rings are running, and there is no log",
+      );
+    }
+    this.#features = bits;
+    this.#logging.setWanted(wanted);
+  }
+
   #forgetFeatures(): void {
     this.#features = null;
     this.#vrings.ready = false;
+    this.#logging.setWanted(false);
+  }
+
+  /**
+   * The session can't go on in the old log: the front-end, which may not look at the reply, reads it no
+   * more. Without any, VHOST_F_LOG_ALL is refused later; where it is in force, the session ends.
+   */
+  #setLogBase(payload: Uint8Array, fds: ReceivedFds): void {
+    const section = "VHOST_USER_SET_LOG_BASE";
+    this.#need(VHOST_USER_PROTOCOL_F_LOG_SHMFD, section);
+    try {
+      const { size, offset } = parseLog(payload);
+      fds.expect(1, section);
+      if (size === 0) {
+        throw new VhostUserError(
+          "BAD_VALUE",
+          section,
+          "Cannot take the log: it is empty",
+        );
+      }
+      this.#logging.setLog(this.#ports.map(fds.take(), size, offset));
+    } catch (error) {
+      if (!(error instanceof VhostUserError)) throw error;
+      if (!this.#logging.active) {
+        this.#logging.setLog(null);
+        throw error;
+      }
+      const { code, message } = error;
+      throw new VhostUserError(code, section, message, true);
+    }
   }
 
   // Without VHOST_USER_PROTOCOL_F_STATUS nobody tells the status: it follows from what is done.

@@ -40,7 +40,7 @@ Deno.test("VhostUserSession offers what it can do", () => {
     const features = parseBits(rig.get(vu.VHOST_USER_GET_FEATURES));
     assert((features & featureMask(vu.VHOST_USER_F_PROTOCOL_FEATURES)) !== 0n);
     assert((features & featureMask(VIRTIO_F_RING_PACKED)) !== 0n);
-    assertEquals(features & featureMask(vu.VHOST_F_LOG_ALL), 0n);
+    assert((features & featureMask(vu.VHOST_F_LOG_ALL)) !== 0n);
     assertEquals(
       parseBits(rig.get(vu.VHOST_USER_GET_PROTOCOL_FEATURES)),
       ALL_PROTOCOL_FEATURES,
@@ -649,7 +649,7 @@ Deno.test("VhostUserSession refuses memory that is not lawful", () => {
 Deno.test("VhostUserSession refuses what it does not know, and answers", () => {
   withRig((rig) => {
     rig.negotiate("split");
-    for (const request of [0, 6, 7, 19, 20, 22, 23, 28, 31, 32, 35, 41, 999]) {
+    for (const request of [0, 6, 19, 20, 22, 23, 28, 31, 32, 35, 41, 999]) {
       const fds = [rig.ports.newFd()];
       assertEquals(rig.ask(request, encodeU64(0), fds), 1);
     }

@@ -8,6 +8,7 @@ import {
 } from "../../ring/state.ts";
 import { VIRTQ_MAX_SIZE } from "../../ring/virtio_ring.ts";
 import type { QueueSetup, VirtioDevice } from "../virtio_device.ts";
+import { VHOST_VRING_F_LOG_MASK } from "./constants.ts";
 import { VhostUserError } from "./errors.ts";
 import { MemoryTable } from "./memory_table.ts";
 import type { VringAddresses, VringState } from "./message.ts";
@@ -19,12 +20,18 @@ import {
   ringInMemory,
 } from "../ring_position.ts";
 
+const LOG_FLAG = VHOST_VRING_F_LOG_MASK;
+/** Addresses are numbers below it. */
+const NUMBER_LIMIT = 1n << 53n;
+
 /** What {@link Vrings} needs to know of its session. */
 export type VringsContext = {
   /** Makes sure that the device has features, just before a ring starts. */
   beforeStart(): void;
   /** Carries an interrupt as a message, where that was negotiated. */
   callInBand(index: number): void;
+  /** Whether dirty pages can be logged: VHOST_USER_PROTOCOL_F_LOG_SHMFD was negotiated. */
+  canLog(): boolean;
 };
 
 /** Where a ring stood, and lay, when it was last stopped. */
@@ -132,21 +139,37 @@ export class Vrings {
     const { index } = addresses;
     const section = "VHOST_USER_SET_VRING_ADDR";
     const ring = this.#ring(index, section);
-    if (addresses.flags !== 0) {
+    const { flags, log } = addresses;
+    if (flags !== 0 && (flags !== LOG_FLAG || !this.#context.canLog())) {
       throw new VhostUserError(
         "BAD_VALUE",
         section,
         `Cannot set the addresses of ring ${index}: flags 0x${
-          addresses.flags.toString(16)
-        } ask for a log that was not offered`,
+          flags.toString(16)
+        } were not negotiated`,
+      );
+    }
+    if (flags !== 0 && log >= NUMBER_LIMIT) {
+      throw new VhostUserError(
+        "NUMBER_TOO_LARGE",
+        section,
+        `Cannot log ring ${index} at 0x${log.toString(16)}: it is 2^53 or more`,
       );
     }
     const old = ring.addresses;
     const changed = old === null || old.descriptor !== addresses.descriptor ||
       old.used !== addresses.used || old.available !== addresses.available;
-    this.#change(ring, index, changed);
+    // Where it is logged, a ring is told while it runs.
+    if (changed || logAddressOf(old) === logAddressOf(addresses)) {
+      this.#change(ring, index, changed);
+    }
     ring.addresses = addresses;
     this.#start(ring, index);
+  }
+
+  /** Guest address at which ring `index` is logged; -1 where it is not. */
+  logAddress(index: number): number {
+    return logAddressOf(this.#rings[index]?.addresses ?? null);
   }
 
   /** SET_VRING_BASE. */
@@ -471,6 +494,12 @@ export class Vrings {
     ring.used = true;
     device.kick(index);
   }
+}
+
+function logAddressOf(addresses: VringAddresses | null): number {
+  return addresses !== null && (addresses.flags & LOG_FLAG) !== 0
+    ? Number(addresses.log)
+    : -1;
 }
 
 function sameStop(

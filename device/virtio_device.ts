@@ -10,7 +10,13 @@ import {
   VIRTIO_F_VERSION_1,
   VIRTQ_MAX_SIZE,
 } from "../ring/virtio_ring.ts";
+import {
+  type DeviceSnapshot,
+  openSnapshot,
+  sealSnapshot,
+} from "./device_snapshot.ts";
 import { Diagnostics } from "./diagnostics.ts";
+import { type Plain, SnapshotError } from "./snapshot.ts";
 
 /** Status bit: the guest has noticed the device (virtio 1.4, 2.1). */
 export const VIRTIO_CONFIG_S_ACKNOWLEDGE = 1;
@@ -78,6 +84,17 @@ export interface DeviceModel {
 
   /** The driver has reset the device, or is gone. */
   reset(): void;
+
+  /** Its state as plain data, for {@link VirtioDevice.save}; changes nothing. */
+  save?(): unknown;
+
+  /**
+   * Checks what `save` returned in another instance, and returns what goes on from it; that is
+   * called before the queues are given back to it.
+   *
+   * @throws {SnapshotError} when it cannot go on from it.
+   */
+  prepareRestore?(saved: unknown): () => void;
 }
 
 /** What a transport does for the device. */
@@ -457,21 +474,105 @@ export class VirtioDevice {
     this.#features = 0n;
   }
 
+  /**
+   * The whole device as plain data that survives `structuredClone` and JSON: queues with the
+   * buffers in flight, and what the model holds. Changes nothing; the device goes on.
+   *
+   * Guest memory is not in it: whoever moves the guest moves that.
+   *
+   * @throws {TypeError} when the model cannot be saved.
+   */
+  save(): DeviceSnapshot {
+    const model = this.model;
+    if (model.save === undefined) {
+      throw new TypeError(
+        `Cannot save device ${model.deviceId}: its model has no snapshots`,
+      );
+    }
+    const queues = this.#slots.map(({ setup, queue, given, broken }) => ({
+      setup: { ...setup },
+      state: queue === null ? null : queue.save(),
+      enabled: given,
+      broken,
+    }));
+    return sealSnapshot({
+      deviceId: model.deviceId,
+      features: `0x${this.#features.toString(16)}`,
+      status: this.#status,
+      configGeneration: this.configGeneration,
+      queues,
+      model: model.save() as Plain,
+    });
+  }
+
+  /**
+   * Goes on from a snapshot, which another instance may have saved, over guest memory with the
+   * same contents at the same addresses ({@link VirtioDevice.setMemory} comes first). Queues look
+   * for work without a kick, and the driver has one interrupt for each, as the last may be lost.
+   *
+   * @throws {SnapshotError} when it is no snapshot that this device can go on from: of another
+   * version, cut, edited, or of a device that differs. The device is as it was.
+   * @throws {TypeError} when the device is not in its state after reset.
+   */
+  restore(snapshot: unknown): void {
+    if (this.#status !== 0 || this.#slots.some(({ queue }) => queue !== null)) {
+      throw new TypeError(
+        "Cannot restore: the device is not in its state after reset",
+      );
+    }
+    const model = this.model;
+    const content = openSnapshot(snapshot, model.deviceId, this.#slots.length);
+    const problem = content.features === 0n
+      ? null
+      : this.featureProblem(content.features);
+    if (problem !== null) throw new SnapshotError("MISMATCH", problem);
+    if (model.prepareRestore === undefined) {
+      throw new SnapshotError("MISMATCH", "this device has no snapshots");
+    }
+    const goOn = model.prepareRestore(content.model);
+
+    this.#features = content.features;
+    try {
+      for (const [index, { setup, state }] of content.queues.entries()) {
+        this.setupQueue(index, setup);
+        if (state !== null) this.startQueue(index, state);
+      }
+    } catch (error) {
+      for (const slot of this.#slots) this.#clear(slot);
+      this.#features = 0n;
+      if (!(error instanceof RingError)) throw error;
+      throw new SnapshotError("MISMATCH", error.message);
+    }
+    this.#status = content.status;
+    this.configGeneration = content.configGeneration;
+    if (content.features !== 0n) model.featuresAccepted(content.features);
+    goOn();
+    for (const [index, { enabled, broken }] of content.queues.entries()) {
+      this.#slots[index]!.broken = broken;
+      this.enableQueue(index, enabled);
+      this.kick(index);
+      if (enabled && !broken) this.interrupt(index);
+    }
+  }
+
+  #clear(slot: QueueSlot): void {
+    slot.queue = null;
+    slot.outer = null;
+    slot.given = false;
+    slot.broken = false;
+    slot.fresh = true;
+    slot.setup = {
+      size: this.model.maxQueueSizes[this.#slots.indexOf(slot)]!,
+      descriptorArea: 0,
+      driverArea: 0,
+      deviceArea: 0,
+    };
+  }
+
   /** Resets the device: no queue runs, no feature is accepted, the status is 0 (2.4). */
   reset(): void {
     for (const index of this.#slots.keys()) this.enableQueue(index, false);
-    for (const [index, slot] of this.#slots.entries()) {
-      slot.queue = null;
-      slot.outer = null;
-      slot.broken = false;
-      slot.fresh = true;
-      slot.setup = {
-        size: this.model.maxQueueSizes[index]!,
-        descriptorArea: 0,
-        driverArea: 0,
-        deviceArea: 0,
-      };
-    }
+    for (const slot of this.#slots) this.#clear(slot);
     this.#status = 0;
     this.#features = 0n;
     this.model.reset();

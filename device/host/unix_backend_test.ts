@@ -4,6 +4,7 @@ import {
   type ConnectAnswer,
   type ConnectRequest,
   type HostStream,
+  type PendingConnect,
   STREAM_AGAIN,
   STREAM_BROKEN,
   STREAM_EOF,
@@ -47,14 +48,20 @@ class FakeGuest {
   readonly asked: Asked[] = [];
   running = true;
 
-  connect(port: number, answer: ConnectAnswer): { cancel(): void } {
+  connect(port: number, answer: ConnectAnswer): PendingConnect {
     if (!this.running) {
       answer.refused("no guest is running");
-      return { cancel: () => {} };
+      return {
+        hostPort: 1,
+        cancel: () => {},
+      };
     }
     const entry = { port, answer, cancelled: false };
     this.asked.push(entry);
-    return { cancel: () => entry.cancelled = true };
+    return {
+      hostPort: 1,
+      cancel: () => entry.cancelled = true,
+    };
   }
 }
 

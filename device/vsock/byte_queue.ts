@@ -57,6 +57,18 @@ export class ByteQueue {
     return this.#buffer.subarray(this.#start, end);
   }
 
+  /** A copy of all bytes; they stay in the queue. */
+  copy(): Uint8Array<ArrayBuffer> {
+    const bytes = new Uint8Array(this.#length);
+    const first = this.peek();
+    bytes.set(first);
+    bytes.set(
+      this.#buffer.subarray(0, this.#length - first.length),
+      first.length,
+    );
+    return bytes;
+  }
+
   /** Drops the first `length` bytes. */
   drop(length: number): void {
     if (length > this.#length) {

@@ -4,15 +4,18 @@ import { Credit } from "./credit.ts";
 import {
   type ConnectAnswer,
   type ConnectRequest,
+  type HostSide,
   type HostStream,
   STREAM_AGAIN,
   STREAM_BROKEN,
   STREAM_EOF,
   type StreamEvents,
 } from "./host.ts";
+import { base64 } from "../snapshot.ts";
 import type { PacketHeader } from "./packet.ts";
 import { RX_STARVED, type RxWriter } from "./rx_writer.ts";
 import type { Segments } from "./segments.ts";
+import type { ConnectionSnapshot } from "./snapshot.ts";
 import {
   VIRTIO_VSOCK_OP_CREDIT_REQUEST,
   VIRTIO_VSOCK_OP_CREDIT_UPDATE,
@@ -154,6 +157,85 @@ export class Connection implements StreamEvents, ConnectRequest {
   /** Bytes from the guest that the host program has not taken. */
   get buffered(): number {
     return this.#buffer.length;
+  }
+
+  // -- Snapshots --
+
+  /** Its state as plain data, at `now`; null where nothing is left of it. */
+  save(now: number): ConnectionSnapshot | null {
+    const state = this.#state;
+    if (state === "closed") return null;
+    return {
+      guestPort: this.guestPort,
+      hostPort: this.hostPort,
+      state,
+      credit: this.credit.save(),
+      buffered: base64(this.#buffer.copy()),
+      requestSent: this.#requestSent,
+      responseDue: this.#responseDue,
+      updateAsked: this.#updateAsked,
+      wantShutdown: this.#wantShutdown,
+      sentShutdown: this.#sentShutdown,
+      guestShutdown: this.#guestShutdown,
+      hostWriteEnded: this.#hostWriteEnded,
+      discard: this.#discard,
+      hungUp: this.#hungUp,
+      timerMs: this.deadline === Infinity
+        ? -1
+        : Math.max(0, Math.ceil(this.deadline - now)),
+    };
+  }
+
+  /**
+   * Goes on from a state that was checked. It is just made and in the owner's table; its host
+   * program is asked for now.
+   */
+  restore(from: ConnectionSnapshot, host: HostSide): void {
+    const { state } = from;
+    this.#state = state;
+    this.credit.restore(from.credit);
+    this.#buffer.push(
+      Uint8Array.from(atob(from.buffered), (unit) => unit.charCodeAt(0)),
+    );
+    this.#requestSent = from.requestSent;
+    this.#responseDue = from.responseDue;
+    this.#updateAsked = from.updateAsked;
+    this.#wantShutdown = from.wantShutdown;
+    this.#sentShutdown = from.sentShutdown;
+    this.#guestShutdown = from.guestShutdown;
+    this.#hostWriteEnded = from.hostWriteEnded;
+    this.#discard = from.discard;
+    this.#hungUp = from.hungUp;
+    if (from.timerMs >= 0) this.#owner.setTimer(this, from.timerMs);
+    if (state === "lingering") this.#owner.forget(this);
+    this.#owner.schedule(this);
+
+    if (state === "asking-host") {
+      host.connect(this);
+    } else if (state === "asking-guest") {
+      this.#answer = host.resumeConnect?.(this) ?? null;
+      if (this.#answer === null) this.reset();
+    } else if (state === "open" || this.#buffer.length > 0) {
+      const open = host.resume?.(this) ?? null;
+      if (open !== null) {
+        this.#stream = open(this);
+        // What was owed to the saved device is looked for once.
+        if ((this.#guestShutdown & VIRTIO_VSOCK_SHUTDOWN_RCV) === 0) {
+          this.#readable =
+            (this.#wantShutdown & VIRTIO_VSOCK_SHUTDOWN_SEND) === 0;
+        }
+        this.hostWritable();
+        return;
+      }
+      this.#owner.fault(
+        "restored_without_host_program",
+        () =>
+          `nobody goes on with host port ${this.hostPort}, guest port ${this.guestPort}`,
+      );
+      this.#buffer.clear();
+      if (state === "open") this.reset();
+      else this.#closeWhenWritten();
+    }
   }
 
   // -- The host side's answer to the guest (ConnectRequest) --

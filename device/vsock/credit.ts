@@ -9,6 +9,18 @@ export const MAX_UNREAD_PACKETS = 256;
 // One small packet occupies under 1 KiB of a guest's socket buffer.
 const PACKET_COST_SHIFT = 10;
 
+/** A {@link Credit} as plain data. */
+export type CreditState = {
+  fwdCnt: number;
+  toldFwdCnt: number;
+  rxCnt: number;
+  txCnt: number;
+  peerBufAlloc: number;
+  peerFwdCnt: number;
+  /** `txCnt` after each packet that the guest has not read, oldest first. */
+  unread: number[];
+};
+
 /**
  * Flow control of one connection, both ways (virtio 1.4, 5.10.6.3). All counters are u32 and wrap.
  *
@@ -114,5 +126,39 @@ export class Credit {
       : this.bufAlloc;
     const untold = (this.fwdCnt - this.toldFwdCnt) >>> 0;
     return untold > 0 && untold >= window >>> 2;
+  }
+
+  /** Its state as plain data. */
+  save(): CreditState {
+    const unread: number[] = [];
+    for (let i = 0; i < this.#markCount; i++) {
+      unread.push(this.#marks![(this.#firstMark + i) % MAX_UNREAD_PACKETS]!);
+    }
+    const { fwdCnt, toldFwdCnt, rxCnt, txCnt, peerBufAlloc, peerFwdCnt } = this;
+    return {
+      fwdCnt,
+      toldFwdCnt,
+      rxCnt,
+      txCnt,
+      peerBufAlloc,
+      peerFwdCnt,
+      unread,
+    };
+  }
+
+  /** Goes on from a state that was checked. */
+  restore(state: CreditState): void {
+    this.fwdCnt = state.fwdCnt;
+    this.toldFwdCnt = state.toldFwdCnt;
+    this.rxCnt = state.rxCnt;
+    this.txCnt = state.txCnt;
+    this.peerBufAlloc = state.peerBufAlloc;
+    this.peerFwdCnt = state.peerFwdCnt;
+    this.#firstMark = 0;
+    this.#markCount = state.unread.length;
+    if (state.unread.length > 0) {
+      this.#marks ??= new Uint32Array(MAX_UNREAD_PACKETS);
+      this.#marks.set(state.unread);
+    }
   }
 }

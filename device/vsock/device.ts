@@ -12,9 +12,11 @@ import type { ConnectAnswer, HostSide, PendingConnect } from "./host.ts";
 import {
   DEFAULT_BUF_ALLOC_BYTES,
   DEFAULT_MAX_CONNECTIONS,
+  MAX_STRAY_RESETS,
   Muxer,
 } from "./muxer.ts";
 import { RxWriter } from "./rx_writer.ts";
+import { readVsockSnapshot, type VsockSnapshot } from "./snapshot.ts";
 import {
   isGuestCid,
   VIRTIO_ID_VSOCK,
@@ -81,6 +83,7 @@ export class VsockDevice implements DeviceModel {
   readonly #muxer: Muxer;
   readonly #rx: RxWriter;
   readonly #now: () => number;
+  readonly #maxConnections: number;
   #virtio: VirtioDevice | null = null;
   #tx: DeviceQueue | null = null;
   #event: DeviceQueue | null = null;
@@ -123,6 +126,7 @@ export class VsockDevice implements DeviceModel {
     this.maxQueueSizes = [maxQueueSize, maxQueueSize, maxQueueSize];
     const memory = new GuestMemory([]);
     this.#now = now;
+    this.#maxConnections = maxConnections;
     this.#chain = new Chain(memory);
     this.#rx = new RxWriter(memory, diagnostics);
     this.#muxer = new Muxer(memory, {
@@ -169,7 +173,7 @@ export class VsockDevice implements DeviceModel {
   connect(guestPort: number, answer: ConnectAnswer): PendingConnect {
     if (this.ready) return this.#muxer.connect(guestPort, answer);
     answer.refused("no guest is running");
-    return { cancel: () => {} };
+    return { hostPort: -1, cancel: () => {} };
   }
 
   /**
@@ -265,6 +269,37 @@ export class VsockDevice implements DeviceModel {
     this.#muxer.abandonAll();
     this.#resetEventDue = false;
     this.#txWork = false;
+  }
+
+  /**
+   * Its state as plain data: connections, credit, the bytes that host programs have not taken.
+   * Changes nothing; to be called between two calls of `process()`.
+   */
+  save(): VsockSnapshot {
+    return {
+      guestCid: this.guestCid,
+      resetEventDue: this.#resetEventDue,
+      ...this.#muxer.save(),
+    };
+  }
+
+  /**
+   * Checks a snapshot and returns what goes on from it. The host side is asked for each
+   * connection's host program; what it does not know is reset.
+   *
+   * @throws {SnapshotError} when it is no snapshot of such a device.
+   */
+  prepareRestore(snapshot: unknown): () => void {
+    const checked = readVsockSnapshot(snapshot, {
+      guestCid: this.guestCid,
+      maxConnections: this.#maxConnections,
+      maxStrays: MAX_STRAY_RESETS,
+    });
+    return () => {
+      this.#muxer.abandonAll();
+      this.#resetEventDue = checked.resetEventDue;
+      this.#muxer.restore(checked);
+    };
   }
 
   // -- The three queues --

@@ -62,10 +62,30 @@ export interface ConnectRequest {
   refuse(): void;
 }
 
+/** A connection of a restored device, as its host side is asked to go on with it. */
+export interface RestoredConnection {
+  /** Port on the host. */
+  readonly hostPort: number;
+  /** Port in the guest. */
+  readonly guestPort: number;
+}
+
 /** Where a guest's connections go: the host's side of the device. */
 export interface HostSide {
   /** The guest connects to a host port. */
   connect(request: ConnectRequest): void;
+
+  /**
+   * A restored device goes on with a connection: returns what opens its stream, whose bytes go on
+   * where the saved device left them; null where the host program is not there, so that the
+   * guest is told by RST. A host side without this method has no host program left.
+   */
+  resume?(
+    connection: RestoredConnection,
+  ): ((events: StreamEvents) => HostStream) | null;
+
+  /** The same for a host program whose connect the guest has not answered. */
+  resumeConnect?(connection: RestoredConnection): ConnectAnswer | null;
 }
 
 /** How a host program that connects to a guest port hears the answer; one of the two is called. */
@@ -78,6 +98,8 @@ export interface ConnectAnswer {
 
 /** A host program's wish to connect that is not answered yet. */
 export interface PendingConnect {
+  /** The host's own port; -1 where the connect was refused at once. */
+  readonly hostPort: number;
   /** Withdraws; `answer` is not called any more. */
   cancel(): void;
 }

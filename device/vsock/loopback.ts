@@ -1,23 +1,56 @@
-import type {
-  ConnectRequest,
-  HostSide,
-  HostStream,
-  PendingConnect,
-  StreamEvents,
-} from "./host.ts";
+import { base64, FieldReader, SnapshotError } from "../snapshot.ts";
+import { ByteQueue } from "./byte_queue.ts";
 import {
   type ConnectAnswer,
+  type ConnectRequest,
+  type HostSide,
+  type HostStream,
+  type PendingConnect,
+  type RestoredConnection,
   STREAM_AGAIN,
   STREAM_BROKEN,
   STREAM_EOF,
+  type StreamEvents,
 } from "./host.ts";
-import { ByteQueue } from "./byte_queue.ts";
 import type { Segments } from "./segments.ts";
 
 /** Bytes that a {@link LoopbackConn} holds in each direction. */
 export const LOOPBACK_BUFFER_BYTES = 262_144;
 /** Connections that wait for `accept()` at most; further ones are refused. */
 export const LOOPBACK_BACKLOG = 128;
+
+/** One {@link LoopbackConn} in a snapshot. */
+export type LoopbackConnSnapshot = {
+  hostPort: number;
+  guestPort: number;
+  /** Bytes that the program has not read, in base64. */
+  in: string;
+  /** Bytes that the device has not taken, in base64. */
+  out: string;
+  guestWriteEnded: boolean;
+  guestReadEnded: boolean;
+  writeClosed: boolean;
+  closed: boolean;
+  reset: boolean;
+};
+
+/** The connections of a {@link LoopbackHost} as plain data, to go on in another process. */
+export type LoopbackSnapshot = {
+  /** 1. */
+  version: number;
+  /** In the order in which they were made. */
+  connections: LoopbackConnSnapshot[];
+};
+
+/** What a {@link LoopbackConn} tells its host side. */
+export interface LoopbackContext {
+  /** The device has work. */
+  wake(): void;
+  /** There is a new connection. */
+  opened(conn: LoopbackConn): void;
+  /** The device is through with it. */
+  released(conn: LoopbackConn): void;
+}
 
 /** What {@link LoopbackHost} needs of its device; a `VsockDevice` is one. */
 export interface LoopbackDevice {
@@ -44,6 +77,15 @@ export interface LoopbackDevice {
 export class LoopbackHost implements HostSide {
   readonly #listeners = new Map<number, LoopbackListener>();
   readonly #schedule: (work: () => void) => void;
+  // Until the device is through with them. Ports can be in it twice: what a guest sent before it
+  // closed may still be there when it has connected again.
+  readonly #connections = new Set<LoopbackConn>();
+  readonly #context: LoopbackContext = {
+    wake: () => this.#wake(),
+    opened: (conn) => this.#connections.add(conn),
+    released: (conn) => this.#connections.delete(conn),
+  };
+  readonly #connecting = new Map<string, ConnectAnswer>();
   #device: LoopbackDevice | null = null;
   #scheduled = false;
 
@@ -52,12 +94,83 @@ export class LoopbackHost implements HostSide {
     this.#schedule = options.schedule ?? queueMicrotask;
   }
 
-  /** Gives it its device, once. */
+  /** Gives it its device; another one after `detach()`. */
   attach(device: LoopbackDevice): void {
     if (this.#device !== null) {
       throw new TypeError("Cannot attach the host side: it is attached");
     }
     this.#device = device;
+  }
+
+  /**
+   * Takes its device away. Another one, restored from a snapshot of it, goes on with the same
+   * connections: their programs notice nothing.
+   */
+  detach(): void {
+    this.#device = null;
+    for (const conn of this.#connections) conn.suspend();
+  }
+
+  /** Connections with which the device is not through, in the order in which they were made. */
+  get connections(): readonly LoopbackConn[] {
+    return [...this.#connections];
+  }
+
+  /** Its connections as plain data. Programs whose connect is not answered are not in it. */
+  save(): LoopbackSnapshot {
+    return {
+      version: 1,
+      connections: this.connections.map((conn) => conn.save()),
+    };
+  }
+
+  /**
+   * Makes the connections of a snapshot, before the device is restored that goes on with them;
+   * returns them in the same order, for programs to go on with.
+   *
+   * @throws {SnapshotError} when it is no such snapshot; then nothing is made.
+   */
+  restore(snapshot: unknown): LoopbackConn[] {
+    const fields = new FieldReader(snapshot, "host");
+    if (fields.any("version") !== 1) {
+      throw new SnapshotError(
+        "VERSION",
+        "its host side is of another version than 1",
+      );
+    }
+    const values = fields.array("connections", Infinity);
+    const conns: LoopbackConn[] = [];
+    try {
+      for (const [i, value] of values.entries()) {
+        const one = new FieldReader(value, `host.connections[${i}]`);
+        conns.push(LoopbackConn.restore(one, this.#context));
+      }
+    } catch (error) {
+      for (const conn of conns) this.#connections.delete(conn);
+      throw error;
+    }
+    return conns;
+  }
+
+  /** Goes on with a connection of a restored device; called by the device. */
+  resume(
+    connection: RestoredConnection,
+  ): ((events: StreamEvents) => HostStream) | null {
+    const { hostPort, guestPort } = connection;
+    for (const conn of this.#connections) {
+      if (
+        conn.suspended && conn.hostPort === hostPort &&
+        conn.guestPort === guestPort
+      ) {
+        return (events) => conn.resume(events);
+      }
+    }
+    return null;
+  }
+
+  /** Goes on with a connect that the guest has not answered; called by the device. */
+  resumeConnect(connection: RestoredConnection): ConnectAnswer | null {
+    return this.#connecting.get(keyOf(connection)) ?? null;
   }
 
   /**
@@ -75,7 +188,7 @@ export class LoopbackHost implements HostSide {
     }
     const listener = new LoopbackListener(
       port,
-      this.#wake,
+      this.#context,
       () => this.#listeners.delete(port),
     );
     this.#listeners.set(port, listener);
@@ -104,23 +217,26 @@ export class LoopbackHost implements HostSide {
       );
     }
     return new Promise((resolve, reject) => {
-      device.connect(guestPort, {
+      let key = "";
+      const answer: ConnectAnswer = {
         accepted: (hostPort, events) => {
-          const conn = new LoopbackConn(
-            hostPort,
-            guestPort,
-            events,
-            this.#wake,
-          );
+          this.#connecting.delete(key);
+          const conn = new LoopbackConn(hostPort, guestPort, this.#context);
           resolve(conn);
-          return conn.stream;
+          return conn.resume(events);
         },
         refused: (reason) => {
+          this.#connecting.delete(key);
           reject(
             new Error(`Cannot connect to guest port ${guestPort}: ${reason}`),
           );
         },
-      });
+      };
+      const { hostPort } = device.connect(guestPort, answer);
+      if (hostPort >= 0) {
+        key = keyOf({ hostPort, guestPort });
+        this.#connecting.set(key, answer);
+      }
       this.#wake();
     });
   }
@@ -139,16 +255,16 @@ export class LoopbackHost implements HostSide {
 export class LoopbackListener implements AsyncIterable<LoopbackConn> {
   /** The host port. */
   readonly port: number;
-  readonly #wake: () => void;
+  readonly #context: LoopbackContext;
   readonly #onClose: () => void;
   readonly #backlog: LoopbackConn[] = [];
   readonly #waiting: ((conn: LoopbackConn | null) => void)[] = [];
   #closed = false;
 
   /** Made by {@link LoopbackHost.listen}. */
-  constructor(port: number, wake: () => void, onClose: () => void) {
+  constructor(port: number, context: LoopbackContext, onClose: () => void) {
     this.port = port;
-    this.#wake = wake;
+    this.#context = context;
     this.#onClose = onClose;
   }
 
@@ -159,13 +275,12 @@ export class LoopbackListener implements AsyncIterable<LoopbackConn> {
       const conn = new LoopbackConn(
         request.hostPort,
         request.guestPort,
-        events,
-        this.#wake,
+        this.#context,
       );
       const waiting = this.#waiting.shift();
       if (waiting === undefined) this.#backlog.push(conn);
       else waiting(conn);
-      return conn.stream;
+      return conn.resume(events);
     });
     return true;
   }
@@ -213,11 +328,11 @@ export class LoopbackConn {
   readonly hostPort: number;
   /** The guest's port. */
   readonly guestPort: number;
-  /** The device's end; not for host programs. */
-  readonly stream: HostStream;
 
-  readonly #events: StreamEvents;
-  readonly #wake: () => void;
+  readonly #context: LoopbackContext;
+  readonly #stream: HostStream;
+  // Null while no device has it: before it is opened, and between a device and its successor.
+  #events: StreamEvents | null = null;
   readonly #in = new ByteQueue(LOOPBACK_BUFFER_BYTES);
   readonly #out = new ByteQueue(LOOPBACK_BUFFER_BYTES);
   #readers: (() => void)[] = [];
@@ -239,14 +354,12 @@ export class LoopbackConn {
   constructor(
     hostPort: number,
     guestPort: number,
-    events: StreamEvents,
-    wake: () => void,
+    context: LoopbackContext,
   ) {
     this.hostPort = hostPort;
     this.guestPort = guestPort;
-    this.#events = events;
-    this.#wake = wake;
-    this.stream = {
+    this.#context = context;
+    this.#stream = {
       write: (from) => this.#deviceWrites(from),
       writeBytes: (from) => this.#deviceWritesBytes(from),
       read: (into) => this.#deviceReads(into),
@@ -264,10 +377,76 @@ export class LoopbackConn {
         this.#guestWriteEnded = true;
         this.#guestReadEnded = true;
         this.#out.clear();
+        this.#events = null;
+        this.#context.released(this);
         this.#wakeReaders();
         this.#wakeWriters();
       },
     };
+    context.opened(this);
+  }
+
+  /** Makes a connection of a snapshot, which waits for its device; see {@link LoopbackHost.restore}. */
+  static restore(fields: FieldReader, context: LoopbackContext): LoopbackConn {
+    const inBytes = fields.bytes("in", LOOPBACK_BUFFER_BYTES);
+    const outBytes = fields.bytes("out", LOOPBACK_BUFFER_BYTES);
+    const flags = [
+      fields.boolean("guestWriteEnded"),
+      fields.boolean("guestReadEnded"),
+      fields.boolean("writeClosed"),
+      fields.boolean("closed"),
+      fields.boolean("reset"),
+    ] as const;
+    const conn = new LoopbackConn(
+      fields.u32("hostPort"),
+      fields.u32("guestPort"),
+      context,
+    );
+    conn.#in.push(inBytes);
+    conn.#out.push(outBytes);
+    [
+      conn.#guestWriteEnded,
+      conn.#guestReadEnded,
+      conn.#writeClosed,
+      conn.#closed,
+      conn.#reset,
+    ] = flags;
+    return conn;
+  }
+
+  /** Its state as plain data; see {@link LoopbackHost.save}. */
+  save(): LoopbackConnSnapshot {
+    return {
+      hostPort: this.hostPort,
+      guestPort: this.guestPort,
+      in: base64(this.#in.copy()),
+      out: base64(this.#out.copy()),
+      guestWriteEnded: this.#guestWriteEnded,
+      guestReadEnded: this.#guestReadEnded,
+      writeClosed: this.#writeClosed,
+      closed: this.#closed,
+      reset: this.#reset,
+    };
+  }
+
+  /** True while no device has it. */
+  get suspended(): boolean {
+    return this.#events === null;
+  }
+
+  /** Takes it from its device; the program's bytes wait for the next one. */
+  suspend(): void {
+    this.#events = null;
+  }
+
+  /** Gives it to a device, which hears of it by `events`; returns the device's end. */
+  resume(events: StreamEvents): HostStream {
+    this.#events = events;
+    // A device looks for itself at first.
+    this.#readEventOwed = false;
+    this.#writeEventOwed = false;
+    if (this.#closed) events.hostHangup();
+    return this.#stream;
   }
 
   /**
@@ -361,8 +540,8 @@ export class LoopbackConn {
     this.#wakeReaders();
     this.#wakeWriters();
     this.#bytesForDevice();
-    this.#events.hostHangup();
-    this.#wake();
+    this.#events?.hostHangup();
+    this.#context.wake();
   }
 
   /** The bytes from the guest; cancelling it closes the connection. */
@@ -440,15 +619,15 @@ export class LoopbackConn {
   #bytesForDevice(): void {
     if (!this.#readEventOwed) return;
     this.#readEventOwed = false;
-    this.#events.hostReadable();
-    this.#wake();
+    this.#events?.hostReadable();
+    this.#context.wake();
   }
 
   #roomForDevice(): void {
     if (!this.#writeEventOwed) return;
     this.#writeEventOwed = false;
-    this.#events.hostWritable();
-    this.#wake();
+    this.#events?.hostWritable();
+    this.#context.wake();
   }
 
   #wakeReaders(): void {
@@ -462,4 +641,8 @@ export class LoopbackConn {
     this.#writers = [];
     for (const resolve of writers) resolve();
   }
+}
+
+function keyOf({ hostPort, guestPort }: RestoredConnection): string {
+  return `${hostPort}:${guestPort}`;
 }

@@ -5,6 +5,7 @@ import {
   type ConnectAnswer,
   type ConnectRequest,
   type HostStream,
+  type PendingConnect,
   STREAM_AGAIN,
   STREAM_BROKEN,
   STREAM_EOF,
@@ -52,9 +53,9 @@ class FakeDevice implements StreamEvents {
   hostHangup(): void {
     this.events.push("hangup");
   }
-  connect(_guestPort: number, answer: ConnectAnswer): { cancel(): void } {
+  connect(_guestPort: number, answer: ConnectAnswer): PendingConnect {
     this.answer = answer;
-    return { cancel: () => {} };
+    return { hostPort: 77, cancel: () => {} };
   }
   process(): boolean {
     this.passes++;

@@ -11,6 +11,11 @@ import type { ConnectAnswer, HostSide, PendingConnect } from "./host.ts";
 import { PacketHeader } from "./packet.ts";
 import type { RxWriter } from "./rx_writer.ts";
 import { Segments } from "./segments.ts";
+import type {
+  ConnectionSnapshot,
+  StraySnapshot,
+  VsockSnapshot,
+} from "./snapshot.ts";
 import {
   VIRTIO_VSOCK_OP_CREDIT_REQUEST,
   VIRTIO_VSOCK_OP_CREDIT_UPDATE,
@@ -63,7 +68,7 @@ export class Muxer implements ConnectionOwner {
   readonly #guestCid: number;
   readonly #host: HostSide;
   readonly #diagnostics: Diagnostics;
-  readonly #bufAlloc: number;
+  #bufAlloc: number;
   readonly #maxConnections: number;
   readonly #now: () => number;
 
@@ -267,14 +272,31 @@ export class Muxer implements ConnectionOwner {
     this.#diagnostics.fault(kind, text);
     const header = this.#header;
     if (header.op === VIRTIO_VSOCK_OP_RST) return;
+    // Ports and CIDs change places on the way back.
+    this.#addStray(
+      header.dstPort,
+      header.srcPort,
+      header.type,
+      header.srcCid,
+      header.dstCid,
+    );
+  }
+
+  #addStray(
+    srcPort: number,
+    dstPort: number,
+    type: number,
+    dstCid: number,
+    srcCid: number,
+  ): void {
     const at = ((this.#strayHead + this.#strayCount) % MAX_STRAY_RESETS) *
       STRAY_COLUMNS;
     const strays = this.#strays;
-    strays[at] = header.dstPort;
-    strays[at + 1] = header.srcPort;
-    strays[at + 2] = header.type;
-    strays[at + 3] = header.srcCid;
-    strays[at + 4] = header.dstCid;
+    strays[at] = srcPort;
+    strays[at + 1] = dstPort;
+    strays[at + 2] = type;
+    strays[at + 3] = dstCid;
+    strays[at + 4] = srcCid;
     this.#strayCount++;
   }
 
@@ -344,7 +366,7 @@ export class Muxer implements ConnectionOwner {
     }
     if (this.#all.size >= this.#maxConnections) {
       answer.refused("too many connections");
-      return { cancel: () => {} };
+      return { hostPort: -1, cancel: () => {} };
     }
     let hostPort = this.#nextHostPort;
     while (this.#find(guestPort, hostPort) !== null) {
@@ -374,6 +396,57 @@ export class Muxer implements ConnectionOwner {
     this.#ready.length = 0;
     this.#readyHead = 0;
     for (const connection of [...this.#all]) connection.abandon();
+  }
+
+  // -- Snapshots --
+
+  /** Connections and answers that wait, as plain data; `flush()` was called. */
+  save(): Pick<
+    VsockSnapshot,
+    "bufAlloc" | "nextHostPort" | "strays" | "connections"
+  > {
+    const now = this.#now();
+    const strays: StraySnapshot[] = [];
+    for (let i = 0; i < this.#strayCount; i++) {
+      const at = ((this.#strayHead + i) % MAX_STRAY_RESETS) * STRAY_COLUMNS;
+      const [srcPort, dstPort, type, dstCid, srcCid] = this.#strays.subarray(
+        at,
+        at + STRAY_COLUMNS,
+      );
+      strays.push({
+        srcPort: srcPort!,
+        dstPort: dstPort!,
+        type: type!,
+        dstCid: dstCid!,
+        srcCid: srcCid!,
+      });
+    }
+    const connections: ConnectionSnapshot[] = [];
+    for (const connection of this.#all) {
+      const saved = connection.save(now);
+      if (saved !== null) connections.push(saved);
+    }
+    return {
+      bufAlloc: this.#bufAlloc,
+      nextHostPort: this.#nextHostPort,
+      strays,
+      connections,
+    };
+  }
+
+  /** Goes on from a snapshot that was checked; there are no connections yet. */
+  restore(snapshot: VsockSnapshot): void {
+    this.#bufAlloc = snapshot.bufAlloc;
+    this.#nextHostPort = snapshot.nextHostPort;
+    for (const { srcPort, dstPort, type, dstCid, srcCid } of snapshot.strays) {
+      this.#addStray(srcPort, dstPort, type, dstCid, srcCid);
+    }
+    for (const saved of snapshot.connections) {
+      this.#add(saved.guestPort, saved.hostPort, null).restore(
+        saved,
+        this.#host,
+      );
+    }
   }
 
   // -- Time --

@@ -1,0 +1,188 @@
+/** What can be wrong with a snapshot. */
+export type SnapshotErrorCode =
+  /** It was made by another version of this format. */
+  | "VERSION"
+  /** It is not what was saved: truncated or edited. */
+  | "CHECKSUM"
+  /** It says something that no device can have saved. */
+  | "CONTENT"
+  /** It is whole, but this device cannot go on from it. */
+  | "MISMATCH";
+
+/**
+ * A snapshot that a device cannot go on from. The device is as it was before.
+ */
+export class SnapshotError extends Error {
+  override readonly name = "SnapshotError";
+  /** What is wrong. */
+  readonly code: SnapshotErrorCode;
+
+  /** Makes an error of `code`, with words for the operator. */
+  constructor(code: SnapshotErrorCode, message: string) {
+    super(`Cannot restore the snapshot: ${message}`);
+    this.code = code;
+  }
+}
+
+/** A plain value: what survives JSON. */
+export type Plain = null | boolean | number | string | Plain[] | {
+  [key: string]: Plain;
+};
+
+/**
+ * Checksum of a plain value, as 16 hexadecimal digits, whatever the order of its keys.
+ *
+ * It tells a snapshot that was cut or edited by accident from a whole one (FNV-1a over two lanes
+ * of 32 bits); it is no protection against somebody who computes it anew.
+ */
+export function checksum(value: Plain): string {
+  let low = 0x811c9dc5;
+  let high = 0xc9dc5118;
+  const text = canonical(value);
+  for (let i = 0; i < text.length; i++) {
+    const unit = text.charCodeAt(i);
+    low = Math.imul(low ^ unit, 0x01000193);
+    high = Math.imul(high ^ unit ^ (low >>> 15), 0x01000193);
+  }
+  return hex(high) + hex(low);
+}
+
+function hex(value: number): string {
+  return (value >>> 0).toString(16).padStart(8, "0");
+}
+
+function canonical(value: Plain): string {
+  if (Array.isArray(value)) return `[${value.map(canonical).join(",")}]`;
+  if (typeof value === "object" && value !== null) {
+    const keys = Object.keys(value).sort();
+    return `{${
+      keys.map((key) => `${JSON.stringify(key)}:${canonical(value[key]!)}`)
+        .join(",")
+    }}`;
+  }
+  return JSON.stringify(value);
+}
+
+/**
+ * Reads an untrusted plain object: each field is taken once, checked, and named in the error.
+ */
+export class FieldReader {
+  readonly #what: string;
+  readonly #fields: { readonly [key: string]: unknown };
+
+  /**
+   * Reads the fields of `value`, which is called `what` in errors.
+   *
+   * @throws {SnapshotError} `CONTENT` when it is no object.
+   */
+  constructor(value: unknown, what: string) {
+    if (typeof value !== "object" || value === null || Array.isArray(value)) {
+      throw new SnapshotError("CONTENT", `${what} is no object`);
+    }
+    this.#what = what;
+    this.#fields = value as { [key: string]: unknown };
+  }
+
+  /** The field as it is. */
+  any(name: string): unknown {
+    return Object.hasOwn(this.#fields, name) ? this.#fields[name] : undefined;
+  }
+
+  /** An integer from `min` to `max`. */
+  integer(name: string, min: number, max: number): number {
+    const value = this.any(name);
+    if (
+      !Number.isInteger(value) || (value as number) < min ||
+      (value as number) > max
+    ) {
+      throw this.bad(name, `no integer from ${min} to ${max}`);
+    }
+    return value as number;
+  }
+
+  /** A u32. */
+  u32(name: string): number {
+    return this.integer(name, 0, 0xffffffff);
+  }
+
+  /** True or false. */
+  boolean(name: string): boolean {
+    const value = this.any(name);
+    if (typeof value !== "boolean") {
+      throw this.bad(name, "neither true nor false");
+    }
+    return value;
+  }
+
+  /** A string. */
+  string(name: string): string {
+    const value = this.any(name);
+    if (typeof value !== "string") throw this.bad(name, "no string");
+    return value;
+  }
+
+  /** One of some strings. */
+  oneOf<T extends string>(name: string, values: readonly T[]): T {
+    const value = this.string(name);
+    const found = values.find((one) => one === value);
+    if (found === undefined) {
+      throw this.bad(name, `none of ${values.join(", ")}`);
+    }
+    return found;
+  }
+
+  /** An array of at most `max` entries. */
+  array(name: string, max: number): unknown[] {
+    const value = this.any(name);
+    if (!Array.isArray(value)) throw this.bad(name, "no array");
+    if (value.length > max) {
+      throw this.bad(name, `an array of more than ${max}`);
+    }
+    return [...value];
+  }
+
+  /** An array of at most `max` u32. */
+  u32s(name: string, max: number): number[] {
+    const values = this.array(name, max);
+    for (const value of values) {
+      if (
+        !Number.isInteger(value) || (value as number) < 0 ||
+        (value as number) > 0xffffffff
+      ) {
+        throw this.bad(name, "no array of u32");
+      }
+    }
+    return values as number[];
+  }
+
+  /** Bytes, in base64, at most `max` of them. */
+  bytes(name: string, max: number): Uint8Array<ArrayBuffer> {
+    const text = this.string(name);
+    if (text.length > Math.ceil(max / 3) * 4) {
+      throw this.bad(name, `more than ${max} bytes`);
+    }
+    let binary: string;
+    try {
+      binary = atob(text);
+    } catch {
+      throw this.bad(name, "no base64");
+    }
+    if (binary.length > max) throw this.bad(name, `more than ${max} bytes`);
+    return Uint8Array.from(binary, (unit) => unit.charCodeAt(0));
+  }
+
+  /** An error about a field. */
+  bad(name: string, problem: string): SnapshotError {
+    return new SnapshotError("CONTENT", `${this.#what}.${name} is ${problem}`);
+  }
+}
+
+/** Bytes as base64, for a snapshot. */
+export function base64(bytes: Uint8Array): string {
+  let binary = "";
+  // In pieces, since the arguments of a call are limited.
+  for (let at = 0; at < bytes.length; at += 8192) {
+    binary += String.fromCharCode(...bytes.subarray(at, at + 8192));
+  }
+  return btoa(binary);
+}

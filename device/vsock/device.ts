@@ -361,7 +361,8 @@ export class VsockDevice implements DeviceModel {
     if (queue === null || !this.#resetEventDue) return;
     const chain = this.#chain;
     try {
-      while (this.#resetEventDue) {
+      // A guest could offer useless buffers as fast as they are taken.
+      for (let left = queue.size; this.#resetEventDue && left > 0; left--) {
         if (!queue.pop(chain)) {
           if (queue.armKicks()) continue;
           break;

@@ -1,6 +1,7 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { GuestMemory } from "../../ring/memory.ts";
 import { BufferList } from "../../ring/queue.ts";
+import { SplitDevice } from "../../ring/split_device.ts";
 import { Diagnostics } from "../diagnostics.ts";
 import { featureMask, VirtioDevice } from "../virtio_device.ts";
 import { CONNECT_TIMEOUT_MS, DISCONNECT_TIMEOUT_MS } from "./connection.ts";
@@ -782,6 +783,28 @@ test("VsockDevice.transportReset() writes the event once a buffer is there", (st
   assertEquals(event.reclaim(), -1, "one event");
   assertEquals(guest.interrupts[2], 1);
   guest.connect();
+});
+
+test("VsockDevice takes boundedly many useless event buffers at a time", (start) => {
+  const guest = start();
+  // A guest that offers another one whenever the device completes one.
+  let pushed = 0;
+  const queue = new SplitDevice(guest.memory, {
+    size: 32,
+    descriptorArea: 0xa000,
+    driverArea: 0xa800,
+    deviceArea: 0xb000,
+  });
+  queue.pop = (chain) => {
+    chain.clear();
+    assert(pushed < 1000, "the device does not come back");
+    return true;
+  };
+  queue.push = () => void pushed++;
+  guest.vsock.queueStarted(2, queue, true);
+  guest.vsock.transportReset();
+  assertEquals(pushed, 32);
+  assertEquals(guest.count("event_buffer_unusable"), 32);
 });
 
 test("VsockDevice.resetConnections() tells the guest by RST", (start) => {

@@ -1,5 +1,5 @@
 import type { GuestMemory } from "../ring/memory.ts";
-import type { QueueState, RingFormat } from "../ring/queue.ts";
+import type { RingFormat } from "../ring/queue.ts";
 import {
   VIRTQ_DESC_F_AVAIL,
   VIRTQ_DESC_F_USED,
@@ -98,57 +98,4 @@ function isZero(bytes: Uint8Array): boolean {
     if (bytes[i] !== 0) return false;
   }
   return true;
-}
-
-/**
- * Takes back the fetching of all buffers in flight, so that a base can tell the position; null where
- * the ring does not hold them any more, because something fetched later was used before them.
- *
- * Split: the entries of the available ring between the used and the available index are still those
- * that were fetched, and are the buffers in flight when nothing overtook them. Packed: a completion
- * is written over the first descriptors in flight, so all of them must still be as the driver wrote
- * them; the id is in a buffer's last descriptor.
- */
-export function rewindInFlight(
-  memory: GuestMemory,
-  setup: QueueSetup,
-  state: QueueState,
-): QueueState | null {
-  if (state.inFlight.length === 0) return state;
-  const { size, descriptorArea, driverArea } = setup;
-  if (state.format === "split") {
-    const avail = memory.bytes(driverArea, 6 + 2 * size);
-    const view = new DataView(avail.buffer, avail.byteOffset, avail.byteLength);
-    const heads = state.inFlight.map((_, i) =>
-      view.getUint16(4 + 2 * ((state.usedIdx + i) & (size - 1)), true)
-    );
-    if (state.inFlight.some(({ id }, i) => heads[i] !== id)) return null;
-    return { ...state, lastAvailIdx: state.usedIdx, inFlight: [] };
-  }
-  const ring = memory.bytes(descriptorArea, VIRTQ_DESC_SIZE * size);
-  const view = new DataView(ring.buffer, ring.byteOffset, ring.byteLength);
-  let at = state.usedIdx;
-  let wrap: number = state.usedWrapCounter;
-  for (const { id, slots } of state.inFlight) {
-    for (let slot = 0; slot < slots; slot++) {
-      const flags = view.getUint16(at * VIRTQ_DESC_SIZE + 14, true);
-      const avail = (flags & VIRTQ_DESC_F_AVAIL) !== 0 ? 1 : 0;
-      const used = (flags & VIRTQ_DESC_F_USED) !== 0 ? 1 : 0;
-      if (avail !== wrap || used === wrap) return null;
-      const last = slot === slots - 1;
-      if (last && view.getUint16(at * VIRTQ_DESC_SIZE + 12, true) !== id) {
-        return null;
-      }
-      if (++at === size) {
-        at = 0;
-        wrap ^= 1;
-      }
-    }
-  }
-  return {
-    ...state,
-    lastAvailIdx: state.usedIdx,
-    lastAvailWrapCounter: state.usedWrapCounter,
-    inFlight: [],
-  };
 }

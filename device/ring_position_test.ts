@@ -15,7 +15,6 @@ import { encodeVringBase } from "../ring/state.ts";
 import {
   isFreshRing,
   PACKED_INITIAL_BASE,
-  rewindInFlight,
   ringInMemory,
 } from "./ring_position.ts";
 
@@ -177,41 +176,3 @@ Deno.test("ringInMemory() wants each area in one region", () => {
   assertEquals(at(0x1080, 0x1100, 0x11c0), false);
   assertEquals(at(-1, 0x1100, 0x1120), false);
 });
-
-for (const format of ["split", "packed"] as const) {
-  Deno.test(`rewindInFlight() gives back ${format} buffers that nothing overtook`, () => {
-    const ring = pair(format, 8);
-    const { device, chain, memory, setup } = ring;
-    const slots = format === "split" ? 1 : 2;
-    for (let start = 0; start < 20; start++) {
-      offer(ring, 3, 2);
-      for (let i = 0; i < 3; i++) assert(device.pop(chain));
-      const state = device.save();
-      assertEquals(state.inFlight.length, 3);
-      const rewound = rewindInFlight(memory, setup, state)!;
-      assertEquals(rewound.inFlight, []);
-      const expected = { ...state, lastAvailIdx: state.usedIdx, inFlight: [] };
-      if (expected.format === "packed" && state.format === "packed") {
-        expected.lastAvailWrapCounter = state.usedWrapCounter;
-      }
-      assertEquals(rewound, expected);
-      for (const { id } of state.inFlight) device.push(id, slots);
-      serve(ring);
-      offer(ring, 1);
-      serve(ring);
-    }
-  });
-
-  Deno.test(`rewindInFlight() refuses ${format} buffers that were overtaken`, () => {
-    const ring = pair(format, 8);
-    const { device, chain, memory, setup } = ring;
-    offer(ring, 3);
-    device.pop(chain);
-    device.pop(chain);
-    device.push(chain.token, 1);
-    device.publish();
-    const state = device.save();
-    assertEquals(state.inFlight.length, 1);
-    assertEquals(rewindInFlight(memory, setup, state), null);
-  });
-}

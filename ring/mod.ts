@@ -25,6 +25,13 @@ export {
   vringNeedEvent,
 } from "./notify.ts";
 export {
+  rewindInFlight,
+  type RingPlace,
+  type SavedQueue,
+  saveQueue,
+  type SaveWay,
+} from "./save.ts";
+export {
   checkQueueState,
   decodeQueueStateWords,
   decodeVringBase,

@@ -1,5 +1,6 @@
 import { RingError } from "../../ring/errors.ts";
 import type { QueueState } from "../../ring/queue.ts";
+import { rewindInFlight } from "../../ring/save.ts";
 import { readUsedIdx } from "../../ring/split_device.ts";
 import {
   checkQueueState,
@@ -16,7 +17,6 @@ import type { SessionPorts } from "./ports.ts";
 import {
   isFreshRing,
   PACKED_INITIAL_BASE,
-  rewindInFlight,
   ringInMemory,
 } from "../ring_position.ts";
 

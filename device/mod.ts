@@ -4,6 +4,16 @@
  *
  * @module
  */
+export {
+  type DeviceSnapshot,
+  type QueueSnapshot,
+  SNAPSHOT_VERSION,
+} from "./device_snapshot.ts";
+export {
+  type Plain,
+  SnapshotError,
+  type SnapshotErrorCode,
+} from "./snapshot.ts";
 export { Diagnostics, type Log, type LogLevel } from "./diagnostics.ts";
 export {
   type DeviceModel,
@@ -20,6 +30,8 @@ export {
   VirtioDevice,
   type VirtioDeviceOptions,
 } from "./virtio_device.ts";
+export type { ConnectionState } from "./vsock/connection.ts";
+export type { CreditState } from "./vsock/credit.ts";
 export { VsockDevice, type VsockDeviceOptions } from "./vsock/device.ts";
 export {
   type ConnectAnswer,
@@ -27,6 +39,7 @@ export {
   type HostSide,
   type HostStream,
   type PendingConnect,
+  type RestoredConnection,
   STREAM_AGAIN,
   STREAM_BROKEN,
   STREAM_EOF,
@@ -36,11 +49,19 @@ export {
   LOOPBACK_BACKLOG,
   LOOPBACK_BUFFER_BYTES,
   LoopbackConn,
+  type LoopbackConnSnapshot,
+  type LoopbackContext,
   type LoopbackDevice,
   LoopbackHost,
   LoopbackListener,
+  type LoopbackSnapshot,
 } from "./vsock/loopback.ts";
 export { MAX_SEGMENTS, Segments } from "./vsock/segments.ts";
+export type {
+  ConnectionSnapshot,
+  StraySnapshot,
+  VsockSnapshot,
+} from "./vsock/snapshot.ts";
 export {
   VhostUserError,
   type VhostUserErrorCode,

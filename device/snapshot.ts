@@ -13,6 +13,7 @@ export type SnapshotErrorCode =
  * A snapshot that a device cannot go on from. The device is as it was before.
  */
 export class SnapshotError extends Error {
+  /** The class's name. */
   override readonly name = "SnapshotError";
   /** What is wrong. */
   readonly code: SnapshotErrorCode;

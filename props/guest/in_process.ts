@@ -1,3 +1,4 @@
+import type { DeviceSnapshot } from "../../device/device_snapshot.ts";
 import {
   type DeviceModel,
   featureMask,
@@ -81,8 +82,6 @@ const BUFFER_OFFSET = 4096;
  * ```
  */
 export class InProcessGuest {
-  /** The device's virtio side. */
-  readonly virtio: VirtioDevice;
   /** The guest's vsock stack. */
   readonly driver: VsockDriver;
   /** The guest's memory. */
@@ -94,7 +93,8 @@ export class InProcessGuest {
   /** Interrupts carried to the driver. */
   interrupts = 0;
 
-  readonly #device: PolledDevice;
+  #device: PolledDevice;
+  #virtio: VirtioDevice;
   readonly #configs: readonly QueueConfig[];
   readonly #features: bigint;
   readonly #works: (() => void)[] = [];
@@ -131,21 +131,7 @@ export class InProcessGuest {
       byteOffset: BUFFER_OFFSET,
     }]);
     this.arena = new MemoryArena(this.memory);
-    // One thread: nobody else can see the memory, so plain reads stay in order.
-    this.virtio = new VirtioDevice(this.#relay(device), {
-      ring: "auto",
-      strongOrdering: true,
-    });
-    device.attach(this.virtio);
-    this.virtio.connect({
-      interrupt: () => {
-        this.interrupts++;
-        this.#interrupted = true;
-      },
-      configChanged: () => {
-        this.#interrupted = true;
-      },
-    });
+    this.#virtio = this.#plug(device);
     let features = this.virtio.offeredFeatures;
     const without = (bit: number) => features &= ~featureMask(bit);
     if (ring === "split") without(VIRTIO_F_RING_PACKED);
@@ -189,6 +175,11 @@ export class InProcessGuest {
         this.#kicked.push(queue);
       },
     });
+  }
+
+  /** The virtio side of the device that the guest drives now. */
+  get virtio(): VirtioDevice {
+    return this.#virtio;
   }
 
   /** Does `work` in the next {@link InProcessGuest.run}; what a `LoopbackHost` takes as `schedule`. */
@@ -276,6 +267,50 @@ export class InProcessGuest {
     return saved;
   }
 
+  /**
+   * Moves the guest to `device`, another instance, by a snapshot of the one that it drives now:
+   * what a migration does, between any two steps. Returns the snapshot as it came out of JSON; the
+   * earlier device is not used any more. The caller moves the host side first.
+   *
+   * Kicks and interrupts that were under way are lost.
+   *
+   * @throws {SnapshotError} when `device` cannot go on from it; the guest stays where it is.
+   */
+  migrate(device: PolledDevice): DeviceSnapshot {
+    const snapshot = JSON.parse(
+      JSON.stringify(this.#virtio.save()),
+    ) as DeviceSnapshot;
+    const virtio = this.#plug(device);
+    virtio.setMemory(this.memory);
+    this.#kicked = [];
+    this.#interrupted = false;
+    virtio.restore(snapshot);
+    this.#virtio.connect(null);
+    this.#virtio = virtio;
+    this.#device = device;
+    this.#deviceDue = true;
+    return snapshot;
+  }
+
+  #plug(device: PolledDevice): VirtioDevice {
+    // One thread: nobody else can see the memory, so plain reads stay in order.
+    const virtio = new VirtioDevice(this.#relay(device), {
+      ring: "auto",
+      strongOrdering: true,
+    });
+    device.attach(virtio);
+    virtio.connect({
+      interrupt: () => {
+        this.interrupts++;
+        this.#interrupted = true;
+      },
+      configChanged: () => {
+        this.#interrupted = true;
+      },
+    });
+    return virtio;
+  }
+
   #negotiate(): void {
     const virtio = this.virtio;
     virtio.setMemory(this.memory);
@@ -325,6 +360,10 @@ export class InProcessGuest {
       reset: () => {
         if (!this.#restoring) device.reset();
       },
+      ...(device.save === undefined ? {} : { save: () => device.save!() }),
+      ...(device.prepareRestore === undefined ? {} : {
+        prepareRestore: (saved: unknown) => device.prepareRestore!(saved),
+      }),
     };
   }
 }

@@ -125,7 +125,7 @@ for (const ring of RINGS) {
   for (const where of ["the same host side", "another host side"] as const) {
     Deno.test(`VirtioDevice.restore() goes on with every stream on ${where} (${ring})`, () => {
       const machine = new Machine(ring);
-      const total = 2_000_000;
+      const total = 600_000;
       const streams = connectAll(machine, 6, total);
       const random = randomNumbers(7);
       let moves = 0;
@@ -171,7 +171,7 @@ for (const ring of RINGS) {
           -1,
         ]);
       }
-      assertGreater(moves, 20);
+      assertGreater(moves, 10);
       if (where === "the same host side") {
         assertGreater(
           buffered,

@@ -8,6 +8,7 @@ import {
   VIRTIO_CONFIG_S_FEATURES_OK,
   VirtioDevice,
 } from "../../device/virtio_device.ts";
+import { VIRTIO_VSOCK_F_STREAM } from "../../device/vsock/virtio_vsock.ts";
 import { GuestMemory } from "../../ring/memory.ts";
 import type {
   DeviceQueue,
@@ -19,6 +20,7 @@ import {
   VIRTIO_F_EVENT_IDX,
   VIRTIO_F_INDIRECT_DESC,
   VIRTIO_F_RING_PACKED,
+  VIRTIO_F_VERSION_1,
 } from "../../ring/virtio_ring.ts";
 import type { VsockDriverOptions } from "./driver_options.ts";
 import { layOutQueue, makeDriverQueue } from "./driver_queue.ts";
@@ -57,6 +59,15 @@ export type InProcessOptions = {
     "rx" | "tx" | "event" | "arena" | "readCid" | "kick"
   >;
 };
+
+/** What the guest can do; other bits are not accepted, whatever they mean (virtio 1.4, 2.2.1). */
+const KNOWN_FEATURES = [
+  VIRTIO_VSOCK_F_STREAM,
+  VIRTIO_F_INDIRECT_DESC,
+  VIRTIO_F_EVENT_IDX,
+  VIRTIO_F_VERSION_1,
+  VIRTIO_F_RING_PACKED,
+].reduce((mask, bit) => mask | featureMask(bit), 0n);
 
 /** Guest address of the memory: not 0, so that an address taken for an offset is seen. */
 const MEMORY_START = 0x10_0000;
@@ -132,7 +143,7 @@ export class InProcessGuest {
     }]);
     this.arena = new MemoryArena(this.memory);
     this.#virtio = this.#plug(device);
-    let features = this.virtio.offeredFeatures;
+    let features = this.virtio.offeredFeatures & KNOWN_FEATURES;
     const without = (bit: number) => features &= ~featureMask(bit);
     if (ring === "split") without(VIRTIO_F_RING_PACKED);
     if (!eventIdx) without(VIRTIO_F_EVENT_IDX);

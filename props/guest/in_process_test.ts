@@ -285,6 +285,24 @@ Deno.test("InProcessGuest suppresses notifications", () => {
   }
 });
 
+Deno.test("InProcessGuest accepts the features that it knows, whatever else is offered", () => {
+  class Newer extends VsockDevice {
+    override readonly features: bigint = 1n | 1n << 1n | 1n << 20n | 1n << 99n;
+  }
+  const host = new LoopbackHost({ schedule: (work) => guest.schedule(work) });
+  const vsock = new Newer({ guestCid: 7, host });
+  host.attach(vsock);
+  const guest = new InProcessGuest({ device: vsock, ring: "packed" });
+  const { offeredFeatures, features } = guest.virtio;
+  assertEquals(offeredFeatures >> 99n, 1n);
+  assertEquals(features, 1n | 1n << 28n | 1n << 29n | 1n << 32n | 1n << 34n);
+  const listener = host.listen(5);
+  const connection = guest.driver.connect(5);
+  guest.run();
+  assertEquals(connection.state, "connected");
+  listener.close();
+});
+
 Deno.test("InProcessGuest refuses a ring that the device does not offer", () => {
   const m = machine();
   assertThrows(

@@ -403,6 +403,11 @@ export class VsockDriver {
     );
     if (!usable) return;
     this.received[header.op]!++;
+    if (header.type !== TYPE_STREAM) {
+      // Whatever its ports, it belongs to no stream (5.10.6.4.1).
+      if (header.op !== OP_RST) this.#sendReset(header);
+      return;
+    }
     const { dstPort, srcCid, srcPort } = header;
     const connection = this.#table.find(dstPort, srcCid, srcPort);
     if (connection !== null) {
@@ -419,8 +424,7 @@ export class VsockDriver {
     this.#closed.delete(dstPort, srcCid, srcPort);
     const listener = this.#listeners.get(dstPort);
     if (
-      listener === undefined || listener.waiting >= listener.backlog ||
-      header.type !== TYPE_STREAM
+      listener === undefined || listener.waiting >= listener.backlog
     ) {
       this.#resetStranger(header);
       return;
@@ -453,6 +457,11 @@ export class VsockDriver {
   #resetStranger(header: PacketHeader): void {
     const { dstPort, srcCid, srcPort } = header;
     this.#closed.resetByGuest(dstPort, srcCid, srcPort, true);
+    this.#sendReset(header);
+  }
+
+  #sendReset(header: PacketHeader): void {
+    const { dstPort, srcCid, srcPort } = header;
     const out = this.#address(dstPort, srcCid, srcPort);
     out.type = header.type;
     out.op = OP_RST;

@@ -320,6 +320,59 @@ Deno.test("VsockDriver drops all connections on TRANSPORT_RESET and reads its CI
   assertEquals(device.take().map(({ srcCid }) => srcCid), [9]);
 });
 
+Deno.test("VsockDriver keeps its listeners over TRANSPORT_RESET, with the new CID", () => {
+  const device = new HandDevice();
+  const listener = device.driver.listen(80);
+  device.cid = 9;
+  device.put(new Uint8Array(4), 4, 2);
+  device.driver.poll();
+  device.send(OP_REQUEST);
+  assertEquals(
+    device.take().map(({ op, srcCid, srcPort }) => [op, srcCid, srcPort]),
+    [[OP_RESPONSE, 9, 80]],
+  );
+  assertEquals(listener.accept()?.state, "connected");
+});
+
+Deno.test("VsockDriver answers an unknown type by RST", () => {
+  const device = new HandDevice({ strict: false });
+  const connection = device.connected();
+  for (const type of [0, 2, 3, 0xffff]) {
+    device.send(OP_RW, { type }, new Uint8Array(4), connection);
+    assertEquals(
+      device.take().map(({ op, type: echo, dstPort }) => [op, echo, dstPort]),
+      [[OP_RST, type, connection.peerPort]],
+    );
+  }
+  assertEquals(connection.available, 0);
+});
+
+Deno.test("VsockDriver tells its credit in every packet of a stream", () => {
+  const device = new HandDevice();
+  const connection = device.connected();
+  const { bufAlloc } = connection;
+  device.send(OP_RW, {}, new Uint8Array(300), connection);
+  device.driver.poll();
+  assertEquals(connection.read(new Uint8Array(200)), 200);
+  connection.send(new Uint8Array(5));
+  connection.updateCredit();
+  connection.requestCredit();
+  assertEquals(connection.read(new Uint8Array(200)), 100);
+  connection.send(new Uint8Array(5));
+  connection.shutdown(SHUTDOWN_SEND);
+  const packets = device.take();
+  assertEquals(
+    packets.map(({ op, bufAlloc, fwdCnt }) => [opName(op), bufAlloc, fwdCnt]),
+    [
+      ["RW", bufAlloc, 200],
+      ["CREDIT_UPDATE", bufAlloc, 200],
+      ["CREDIT_REQUEST", bufAlloc, 200],
+      ["RW", bufAlloc, 300],
+      ["SHUTDOWN", bufAlloc, 300],
+    ],
+  );
+});
+
 Deno.test("VsockDriver cuts packets into descriptors as it is told", () => {
   const payload = Uint8Array.from({ length: 10_000 }, (_, i) => i % 251);
   for (

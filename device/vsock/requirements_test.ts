@@ -1,4 +1,4 @@
-import { assert, assertEquals, assertGreater } from "@std/assert";
+import { assert, assertEquals, assertGreater, assertThrows } from "@std/assert";
 import { RingError } from "../../ring/errors.ts";
 import { VirtioDevice } from "../virtio_device.ts";
 import {
@@ -163,6 +163,23 @@ for (const ring of RINGS) {
     assertEquals(stream.written, [7]);
   });
 
+  Deno.test(`VsockDevice carries streams for a driver that accepts no bit of a socket device (${ring})`, () => {
+    const guest = new Guest(ring);
+    const { virtio } = guest;
+    virtio.setStatus(0);
+    virtio.setFeatures = (features) => {
+      VirtioDevice.prototype.setFeatures.call(virtio, features & ~7n);
+    };
+    guest.start();
+    assertEquals(virtio.features & 7n, 0n);
+    guest.post();
+    const stream = guest.connect();
+    guest.send({ op: RW }, [1, 2]);
+    stream.say(3);
+    assertEquals(guest.run().map(({ payload }) => payload), [[3]]);
+    assertEquals(stream.written, [1, 2]);
+  });
+
   Deno.test(`VsockDevice answers an unknown type by RST, also where the connection exists (${ring})`, () => {
     const guest = new Guest(ring);
     guest.post();
@@ -175,6 +192,23 @@ for (const ring of RINGS) {
     assertEquals(stream.written, []);
   });
 }
+
+Deno.test("VirtioDevice takes no features after FEATURES_OK", () => {
+  const virtio = new VirtioDevice(
+    new VsockDevice({ guestCid: CID, host: new Host() }),
+  );
+  virtio.setStatus(3);
+  virtio.setFeatures(1n << 32n);
+  virtio.setStatus(11);
+  assertThrows(
+    () => virtio.setFeatures(1n << 32n | 1n << 29n),
+    TypeError,
+    "FEATURES_OK is set",
+  );
+  assertEquals(virtio.features, 1n << 32n);
+  virtio.setStatus(0);
+  virtio.setFeatures(1n << 32n | 1n << 29n);
+});
 
 Deno.test("VirtioDevice lets its configuration be read before FEATURES_OK", () => {
   const vsock = new VsockDevice({ guestCid: CID, host: new Host() });

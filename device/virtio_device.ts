@@ -317,7 +317,8 @@ export class VirtioDevice {
    *
    * @throws {RangeError} when the device has no such queue.
    * @throws {TypeError} when the queue is running: its size and addresses are frozen.
-   * @throws {RingError} `BAD_QUEUE_SIZE` when the size is 0 or above the device's maximum.
+   * @throws {RingError} `BAD_QUEUE_SIZE` when the size is not 1 to 32768; what less a device wants is its
+   * transport's to enforce.
    */
   setupQueue(index: number, setup: Partial<QueueSetup>): void {
     const slot = this.#slot(index);
@@ -374,6 +375,8 @@ export class VirtioDevice {
       const fresh = slot.fresh;
       slot.fresh = false;
       this.model.queueStarted(index, slot.outer!, fresh);
+      // The last interrupt before the queue stopped may be lost; one too many is lawful (2.7.7.2).
+      if (!fresh) this.interrupt(index);
     } else {
       this.model.queueStopped(index);
     }
@@ -551,7 +554,6 @@ export class VirtioDevice {
       this.#slots[index]!.broken = broken;
       this.enableQueue(index, enabled);
       this.kick(index);
-      if (enabled && !broken) this.interrupt(index);
     }
   }
 

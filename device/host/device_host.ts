@@ -104,10 +104,18 @@ export class DeviceHost implements LoopWork {
     try {
       return this.#vsock.process();
     } catch (error) {
-      // A fault of ours must not take the device from the next guest.
-      this.#server.fail(error);
+      this.failed(error);
       return false;
     }
+  }
+
+  /**
+   * {@inheritDoc LoopWork.failed}
+   *
+   * It ends the front-end's session, and must not take the device from the next guest.
+   */
+  failed(error: unknown): void {
+    this.#server.fail(error);
   }
 
   /** {@inheritDoc LoopWork.nextDeadline} */

@@ -48,6 +48,10 @@ export interface LoopWork {
   nextDeadline(): number;
   /** The deadline has come. */
   expire(now: number): void;
+  /**
+   * A handler, a timer or `expire` threw: an error of our own. The loop goes on when this returns.
+   */
+  failed(error: unknown): void;
 }
 
 /** A timer of an {@link EventLoop}; it fires once. */
@@ -88,6 +92,9 @@ const NO_WORK: LoopWork = {
   process: () => false,
   nextDeadline: () => Infinity,
   expire: () => {},
+  failed: (error) => {
+    throw error;
+  },
 };
 
 /** An epoll instance with its handlers and timers. */
@@ -225,7 +232,13 @@ export class EventLoop {
     const work = this.#work;
     if (work.nextDeadline() !== Infinity) {
       const now = this.now();
-      if (work.nextDeadline() <= now) work.expire(now);
+      if (work.nextDeadline() <= now) {
+        try {
+          work.expire(now);
+        } catch (error) {
+          work.failed(error);
+        }
+      }
     }
     this.#more = work.process();
     return count;
@@ -262,7 +275,11 @@ export class EventLoop {
       if (
         this.#generations[fd] !== view.getUint32(at + this.#dataAt + 4, true)
       ) continue;
-      this.#handlers[fd]!.onEvents(view.getUint32(at, true));
+      try {
+        this.#handlers[fd]!.onEvents(view.getUint32(at, true));
+      } catch (error) {
+        this.#work.failed(error);
+      }
     }
     return count;
   }
@@ -278,7 +295,13 @@ export class EventLoop {
       else if (timer.at < earliest) earliest = timer.at;
     }
     this.#earliest = earliest;
-    for (const timer of due.sort((a, b) => a.at - b.at)) timer.fire();
+    for (const timer of due.sort((a, b) => a.at - b.at)) {
+      try {
+        timer.fire();
+      } catch (error) {
+        this.#work.failed(error);
+      }
+    }
   }
 
   #nextGeneration(): number {

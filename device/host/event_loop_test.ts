@@ -234,6 +234,9 @@ Deno.test("EventLoop does not sleep while work is pending, and calls expire() wh
     let deadline = loop.now() + 10;
     let expired = 0;
     loop.setWork({
+      failed: (error) => {
+        throw error;
+      },
       process: () => --pending > 0,
       nextDeadline: () => deadline,
       expire: (now) => {
@@ -280,4 +283,39 @@ Deno.test("EventLoop is woken by a write to an eventfd from another thread", asy
   loop.unregister(event);
   closeFd(event);
   loop.close();
+});
+
+Deno.test("EventLoop goes on when a handler, a timer or its work throws", () => {
+  withLoop((loop) => {
+    const event = createEventFd();
+    const signal = signalOf(event);
+    const failures: string[] = [];
+    let deadline = 0;
+    loop.setWork({
+      process: () => false,
+      nextDeadline: () => deadline,
+      expire: () => {
+        deadline = Infinity;
+        throw new Error("expire");
+      },
+      failed: (error) => failures.push((error as Error).message),
+    });
+    loop.register(event, EPOLLIN | EPOLLET, {
+      onEvents: () => {
+        throw new Error("handler");
+      },
+    });
+    loop.after(0, () => {
+      throw new Error("timer");
+    });
+    raiseSignal(signal);
+    loop.turn(100);
+    loop.turn(1);
+    assertEquals(failures.sort(), ["expire", "handler", "timer"]);
+    raiseSignal(signal);
+    loop.turn(100);
+    assertEquals(failures.length, 4);
+    loop.unregister(event);
+    closeFd(event);
+  });
 });

@@ -435,6 +435,9 @@ Deno.test("VhostUserServer makes it impossible to cut off sealable memory", asyn
 Deno.test("VhostUserServer ends the session when memory without a seal is cut off", async () => {
   await withServer(({ path, settle, server, loop, lines, device }) => {
     loop.setWork({
+      failed: (error) => {
+        throw error;
+      },
       process: () => {
         server.checkMemory();
         return false;

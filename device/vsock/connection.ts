@@ -248,11 +248,11 @@ export class Connection implements StreamEvents, ConnectRequest {
   /** Connects the guest to the stream that `open` returns; see {@link ConnectRequest.accept}. */
   accept(open: (events: StreamEvents) => HostStream): boolean {
     if (this.#state !== "asking-host") return false;
-    this.#stream = open(this);
     this.#state = "open";
     this.#responseDue = true;
     this.#readable = true;
     this.#owner.schedule(this);
+    this.#stream = open(this);
     return true;
   }
 

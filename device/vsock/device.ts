@@ -89,6 +89,9 @@ export class VsockDevice implements DeviceModel {
   #event: DeviceQueue | null = null;
   #chain: Chain;
   #txWork = false;
+  // Since the last reset: a guest whose machine is paused is there, though no queue runs.
+  #driverSeen = false;
+  #processing = false;
   #resetEventDue = false;
 
   /**
@@ -166,12 +169,13 @@ export class VsockDevice implements DeviceModel {
   }
 
   /**
-   * Connects a host program to a guest's port; `answer` hears of it, now or later.
+   * Connects a host program to a guest's port; `answer` hears of it, now or later: refused at once
+   * where no driver has started the device since its reset.
    *
    * @throws {RangeError} when `guestPort` is no port.
    */
   connect(guestPort: number, answer: ConnectAnswer): PendingConnect {
-    if (this.ready) return this.#muxer.connect(guestPort, answer);
+    if (this.#driverSeen) return this.#muxer.connect(guestPort, answer);
     answer.refused("no guest is running");
     return { hostPort: -1, cancel: () => {} };
   }
@@ -182,9 +186,16 @@ export class VsockDevice implements DeviceModel {
    */
   process(): boolean {
     if (!this.ready) return false;
-    this.#processTx();
-    this.#processRx();
-    this.#processEvents();
+    // Called by a host side from within: there is one scratch of everything.
+    if (this.#processing) return true;
+    this.#processing = true;
+    try {
+      this.#processTx();
+      this.#processRx();
+      this.#processEvents();
+    } finally {
+      this.#processing = false;
+    }
     return this.pending;
   }
 
@@ -232,6 +243,7 @@ export class VsockDevice implements DeviceModel {
       if (fresh) this.#muxer.abandonAll();
       this.#tx = queue;
       this.#txWork = true;
+      this.#driverSeen = true;
     } else if (index === VSOCK_QUEUE_RX) {
       this.#rx.attach(queue);
     } else {
@@ -266,6 +278,7 @@ export class VsockDevice implements DeviceModel {
 
   /** The driver is gone: host programs hear of it. */
   reset(): void {
+    this.#driverSeen = false;
     this.#muxer.abandonAll();
     this.#resetEventDue = false;
     this.#txWork = false;

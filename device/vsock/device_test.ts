@@ -869,3 +869,59 @@ Deno.test("VirtioDevice refuses the wrong features in words", () => {
   assert(refused("split", version1 | featureMask(63)));
   assertEquals(diagnostics.counters.get("features_refused"), 4);
 });
+
+test("VsockDevice lets a host program wait while the machine is paused, and not while there is none", (start) => {
+  const guest = start();
+  guest.post();
+  const reasons: string[] = [];
+  const connect = (): void => {
+    guest.vsock.connect(80, {
+      accepted: () => {
+        throw new Error("accepted");
+      },
+      refused: (reason) => void reasons.push(reason),
+    });
+  };
+  const states = [0, 1, 2].map((index) => guest.virtio.stopQueue(index));
+  connect();
+  assertEquals([guest.run(), reasons], [[], []]);
+  states.forEach((state, index) => {
+    guest.virtio.startQueue(index, state);
+    guest.virtio.enableQueue(index, true);
+  });
+  assertEquals(ops(guest.run()), [REQUEST]);
+  guest.virtio.reset();
+  assertEquals(reasons, ["the guest is gone"]);
+  connect();
+  assertEquals(reasons[1], "no guest is running");
+});
+
+test("VsockDevice.process() is not entered twice", (start) => {
+  const guest = start();
+  guest.post();
+  const stream = guest.connect();
+  const inner: boolean[] = [];
+  const write = stream.write.bind(stream);
+  stream.write = (from) => {
+    inner.push(guest.vsock.process());
+    return write(from);
+  };
+  for (let i = 0; i < 5; i++) guest.send({}, [i]);
+  guest.run();
+  assertEquals([inner, stream.written], [[true], [0, 1, 2, 3, 4]]);
+});
+
+test("VirtioDevice interrupts once for each queue that goes on from a saved state", (start) => {
+  const guest = start();
+  const states = [0, 1, 2].map((index) => guest.virtio.stopQueue(index));
+  guest.interrupts.fill(0);
+  states.forEach((state, index) => {
+    guest.virtio.startQueue(index, state);
+    guest.virtio.enableQueue(index, true);
+  });
+  guest.run();
+  assert(
+    guest.interrupts.every((count) => count >= 1),
+    String(guest.interrupts),
+  );
+});

@@ -2,11 +2,22 @@ import { RingError } from "../ring/errors.ts";
 import { GuestMemory } from "../ring/memory.ts";
 import { PackedDevice } from "../ring/packed_device.ts";
 import type { DeviceQueue, QueueState, RingFormat } from "../ring/queue.ts";
-import { SplitDevice } from "../ring/split_device.ts";
+import { rewindInFlight } from "../ring/save.ts";
+import { readUsedIdx, SplitDevice } from "../ring/split_device.ts";
+import {
+  decodeQueueStateWords,
+  encodeQueueStateWords,
+  initialQueueState,
+  type QueueStateWords,
+} from "../ring/state.ts";
 import {
   VIRTIO_F_EVENT_IDX,
+  VIRTIO_F_IN_ORDER,
   VIRTIO_F_INDIRECT_DESC,
+  VIRTIO_F_NOTIF_CONFIG_DATA,
+  VIRTIO_F_NOTIFICATION_DATA,
   VIRTIO_F_RING_PACKED,
+  VIRTIO_F_RING_RESET,
   VIRTIO_F_VERSION_1,
   VIRTQ_MAX_SIZE,
 } from "../ring/virtio_ring.ts";
@@ -16,7 +27,19 @@ import {
   sealSnapshot,
 } from "./device_snapshot.ts";
 import { Diagnostics } from "./diagnostics.ts";
+import { decodeNotification } from "./notification.ts";
+import { type QueueStateAccess, QueueStateFacility } from "./queue_state.ts";
+import { isFreshRing, ringInMemory } from "./ring_position.ts";
 import { type Plain, SnapshotError } from "./snapshot.ts";
+import {
+  featureMask,
+  type TransportFeatureOptions,
+  transportFeatures,
+  VIRTIO_F_QUEUE_STATE,
+  VIRTIO_F_SUSPEND,
+} from "./transport_features.ts";
+
+export { featureMask } from "./transport_features.ts";
 
 /** Status bit: the guest has noticed the device (virtio 1.4, 2.1). */
 export const VIRTIO_CONFIG_S_ACKNOWLEDGE = 1;
@@ -26,6 +49,8 @@ export const VIRTIO_CONFIG_S_DRIVER = 2;
 export const VIRTIO_CONFIG_S_DRIVER_OK = 4;
 /** Status bit: feature negotiation is complete (2.1). */
 export const VIRTIO_CONFIG_S_FEATURES_OK = 8;
+/** Status bit: the device is suspended; needs VIRTIO_F_SUSPEND (2.1 and 3.4). */
+export const VIRTIO_CONFIG_S_SUSPEND = 16;
 /** Status bit: the device met an error that it cannot recover from (2.1). */
 export const VIRTIO_CONFIG_S_NEEDS_RESET = 64;
 /** Status bit: the guest has given up on the device (2.1). */
@@ -37,11 +62,6 @@ const STATUS_BITS = VIRTIO_CONFIG_S_ACKNOWLEDGE | VIRTIO_CONFIG_S_DRIVER |
 
 /** Which ring formats a device offers: both, or one that a driver must take. */
 export type RingChoice = "auto" | RingFormat;
-
-/** One mask of a feature bit. */
-export function featureMask(bit: number): bigint {
-  return 1n << BigInt(bit);
-}
 
 /**
  * What a kind of device adds to {@link VirtioDevice}: its features, its configuration space and
@@ -57,6 +77,9 @@ export interface DeviceModel {
 
   /** The device's configuration space as it is now, little-endian. */
   configSpace(): Uint8Array;
+
+  /** A driver writes `bytes` at `offset`, inside the space; without it the space is read-only. */
+  writeConfig?(offset: number, bytes: Uint8Array): void;
 
   /** A driver has accepted `features`, a subset of what was offered. */
   featuresAccepted(features: bigint): void;
@@ -120,7 +143,7 @@ export type QueueSetup = {
 };
 
 /** Options of a {@link VirtioDevice}. */
-export type VirtioDeviceOptions = {
+export type VirtioDeviceOptions = TransportFeatureOptions & {
   /** Ring formats that are offered. `"auto"` unless told. */
   ring?: RingChoice;
   /**
@@ -141,6 +164,14 @@ type QueueSlot = {
   given: boolean;
   fresh: boolean;
   broken: boolean;
+  /** A register transport has been told that the queue is ready. */
+  ready: boolean;
+  /** The model gets the queue back when the device is resumed. */
+  suspended: boolean;
+  /** The model has had the queue since the device was reset. */
+  used: boolean;
+  /** Where the queue lay and stood at the last stop that kept its state; null where none did. */
+  stop: { setup: QueueSetup; words: QueueStateWords } | null;
 };
 
 /**
@@ -168,8 +199,21 @@ export class VirtioDevice {
   #features = 0n;
   #slots: QueueSlot[];
   #wrap: ((index: number, queue: DeviceQueue) => DeviceQueue) | null = null;
+  readonly #queueState: QueueStateFacility;
+  // Bit 40 is offered as VIRTIO_F_QUEUE_STATE, not as VIRTIO_F_RING_RESET.
+  readonly #offersQueueState: boolean;
+  readonly #notifConfigData: readonly number[];
+  // The model was not told of a reset, since its queues may be restored.
+  #modelKept = false;
+  // A change of the configuration to tell when the device is resumed.
+  #configDue = false;
 
-  /** Makes a device in the state after reset, without memory and transport. */
+  /**
+   * Makes a device in the state after reset, without memory and transport.
+   *
+   * @throws {TypeError} when `queueState` and `ringReset` are asked for, which are one feature bit.
+   * @throws {RangeError} when `notifConfigData` does not fit the model's queues.
+   */
   constructor(model: DeviceModel, options: VirtioDeviceOptions = {}) {
     this.model = model;
     this.diagnostics = options.diagnostics ?? new Diagnostics();
@@ -178,6 +222,11 @@ export class VirtioDevice {
     let offered = model.features | featureMask(VIRTIO_F_VERSION_1) |
       featureMask(VIRTIO_F_INDIRECT_DESC) | featureMask(VIRTIO_F_EVENT_IDX);
     if (this.#ring !== "split") offered |= featureMask(VIRTIO_F_RING_PACKED);
+    const queueCount = model.maxQueueSizes.length;
+    offered |= transportFeatures(options, queueCount);
+    this.#offersQueueState = options.queueState === true;
+    this.#queueState = new QueueStateFacility(queueCount);
+    this.#notifConfigData = options.notifConfigData ?? [];
     this.offeredFeatures = offered;
     this.#slots = model.maxQueueSizes.map((size) => ({
       setup: { size, descriptorArea: 0, driverArea: 0, deviceArea: 0 },
@@ -186,6 +235,10 @@ export class VirtioDevice {
       given: false,
       fresh: true,
       broken: false,
+      ready: false,
+      suspended: false,
+      used: false,
+      stop: null,
     }));
   }
 
@@ -224,26 +277,106 @@ export class VirtioDevice {
    *
    * FEATURES_OK is not taken, which a driver sees by reading, when the accepted features are not
    * a subset of those offered, or lack VERSION_1 or the ring format that the device insists on.
+   * DRIVER_OK is not taken without FEATURES_OK. It starts the queues that are ready, and with
+   * VIRTIO_F_SUSPEND resumes a device that is suspended.
    */
   setStatus(status: number): void {
     if (status === 0) {
       this.reset();
       return;
     }
-    let bits = this.#status | (status & STATUS_BITS);
-    if (
-      (bits & VIRTIO_CONFIG_S_FEATURES_OK) !== 0 &&
-      (this.#status & VIRTIO_CONFIG_S_FEATURES_OK) === 0
-    ) {
+    const before = this.#status;
+    let bits = before | (status & STATUS_BITS);
+    const set = bits & ~before;
+    if ((set & VIRTIO_CONFIG_S_ACKNOWLEDGE) !== 0) {
+      this.#queueState.acknowledge();
+    }
+    if ((set & VIRTIO_CONFIG_S_FEATURES_OK) !== 0) {
       const reason = this.featureProblem(this.#features);
       if (reason !== null) {
         this.diagnostics.fault("features_refused", () => reason);
         bits &= ~VIRTIO_CONFIG_S_FEATURES_OK;
       } else {
         this.model.featuresAccepted(this.#features);
+        this.#queueState.featuresAccepted(
+          this.#offersQueueState && this.#has(VIRTIO_F_QUEUE_STATE),
+          this.ringFormat,
+        );
       }
     }
+    const starts = (set & VIRTIO_CONFIG_S_DRIVER_OK) !== 0;
+    if (starts && (bits & VIRTIO_CONFIG_S_FEATURES_OK) === 0) {
+      this.diagnostics.fault(
+        "driver_ok_early",
+        () => "the driver set DRIVER_OK without FEATURES_OK",
+      );
+      bits &= ~VIRTIO_CONFIG_S_DRIVER_OK;
+    } else if (starts) {
+      bits &= ~VIRTIO_CONFIG_S_SUSPEND;
+    }
     this.#status = bits;
+    if ((set & bits & VIRTIO_CONFIG_S_DRIVER_OK) !== 0) this.#run();
+    if (
+      (status & VIRTIO_CONFIG_S_SUSPEND) !== 0 &&
+      (before & VIRTIO_CONFIG_S_DRIVER_OK) !== 0
+    ) {
+      this.#suspend();
+    }
+  }
+
+  /** DRIVER_OK was set: the queues that are ready start, those of a suspended device go on. */
+  #run(): void {
+    if (this.#modelKept && !this.#queueState.negotiated) this.model.reset();
+    this.#modelKept = false;
+    this.#queueState.driverOk();
+    for (const index of this.#slots.keys()) this.#startReady(index);
+    for (const [index, slot] of this.#slots.entries()) {
+      if (slot.ready || slot.suspended) this.enableQueue(index, true);
+      slot.suspended = false;
+    }
+    if (this.#configDue) this.notifyConfig();
+  }
+
+  /** Takes the queues away from the model until DRIVER_OK is set again (3.4). */
+  #suspend(): void {
+    if (!this.#has(VIRTIO_F_SUSPEND)) {
+      this.diagnostics.fault(
+        "suspend_refused",
+        () => "the driver set SUSPEND without having accepted VIRTIO_F_SUSPEND",
+      );
+      return;
+    }
+    let held = 0;
+    for (const [index, slot] of this.#slots.entries()) {
+      if (!slot.given) continue;
+      const queue = slot.queue!;
+      slot.suspended = true;
+      this.enableQueue(index, false);
+      held += queue.inFlight;
+      if (queue.needsInterrupt()) this.interrupt(index);
+    }
+    if (held === 0) {
+      this.#status &= ~VIRTIO_CONFIG_S_DRIVER_OK;
+      this.#status |= VIRTIO_CONFIG_S_SUSPEND;
+      return;
+    }
+    this.diagnostics.fault(
+      "suspend_failed",
+      () => `the device does not let ${held} buffers go`,
+    );
+    this.#needReset();
+  }
+
+  /** True from DRIVER_OK to the reset, also while the device is suspended. */
+  get #live(): boolean {
+    return (this.#status &
+      (VIRTIO_CONFIG_S_DRIVER_OK | VIRTIO_CONFIG_S_SUSPEND)) !== 0;
+  }
+
+  #needReset(): void {
+    if (!this.#live) return;
+    this.#status |= VIRTIO_CONFIG_S_NEEDS_RESET;
+    this.notifyConfig();
   }
 
   /** Why a driver cannot have `features`, in words, or null where it can. */
@@ -348,15 +481,7 @@ export class VirtioDevice {
     if (slot.queue !== null) {
       throw new TypeError(`Cannot start queue ${index}: it is running`);
     }
-    const config = {
-      ...slot.setup,
-      eventIdx: this.#has(VIRTIO_F_EVENT_IDX),
-      indirect: this.#has(VIRTIO_F_INDIRECT_DESC),
-      strongOrdering: this.#strongOrdering,
-    };
-    slot.queue = this.ringFormat === "packed"
-      ? new PackedDevice(this.#memory, config, state ?? undefined)
-      : new SplitDevice(this.#memory, config, state ?? undefined);
+    slot.queue = this.#makeQueue(slot.setup, state);
     slot.outer = this.#wrap?.(index, slot.queue) ?? slot.queue;
     slot.fresh = state === null;
     slot.broken = false;
@@ -374,6 +499,7 @@ export class VirtioDevice {
     if (enabled) {
       const fresh = slot.fresh;
       slot.fresh = false;
+      slot.used = true;
       this.model.queueStarted(index, slot.outer!, fresh);
       // The last interrupt before the queue stopped may be lost; one too many is lawful (2.7.7.2).
       if (!fresh) this.interrupt(index);
@@ -415,6 +541,7 @@ export class VirtioDevice {
     this.enableQueue(index, false);
     slot.queue = null;
     slot.outer = null;
+    slot.ready = false;
     return queue.save();
   }
 
@@ -423,6 +550,273 @@ export class VirtioDevice {
     return this.#slot(index).queue !== null;
   }
 
+  // -- For transports whose driver sets up queues by registers --
+
+  /** Tells whether queue `index` is ready: the driver has handed it over, and it was found usable. */
+  queueReady(index: number): boolean {
+    return this.#slot(index).ready;
+  }
+
+  /**
+   * Makes queue `index` ready, as it is configured, or takes it back; false where that is refused, which
+   * is counted.
+   *
+   * A queue that is ready is frozen. It starts at DRIVER_OK; one that becomes ready after that starts at
+   * once, unless VIRTIO_F_QUEUE_STATE was negotiated: its state could not be set any more.
+   *
+   * @throws {RangeError} when the device has no such queue.
+   */
+  setQueueReady(index: number, ready: boolean): boolean {
+    const slot = this.#slot(index);
+    if (slot.ready === ready) return true;
+    if (!ready) {
+      slot.ready = false;
+      this.#stop(index);
+      return true;
+    }
+    const problem = this.#readyProblem(slot);
+    if (problem !== null) {
+      this.diagnostics.fault(
+        "queue_not_ready",
+        () => `queue ${index}: ${problem}`,
+      );
+      return false;
+    }
+    slot.ready = true;
+    if ((this.#status & VIRTIO_CONFIG_S_DRIVER_OK) !== 0) {
+      this.#startReady(index);
+      this.enableQueue(index, true);
+    }
+    return true;
+  }
+
+  #readyProblem(slot: QueueSlot): string | null {
+    if ((this.#status & VIRTIO_CONFIG_S_FEATURES_OK) === 0) {
+      return "FEATURES_OK is not set";
+    }
+    if (this.#live && this.#queueState.negotiated) {
+      return "DRIVER_OK is set, and with VIRTIO_F_QUEUE_STATE queues start before that";
+    }
+    try {
+      this.#makeQueue(slot.setup, null);
+      return null;
+    } catch (error) {
+      if (!(error instanceof RingError)) throw error;
+      return error.message;
+    }
+  }
+
+  /**
+   * Resets queue `index` alone (2.6.1): it is not ready any more, its memory is not touched again, and it
+   * starts in the initial state when it is made ready again. Other queues go on. False where that is
+   * refused, which is counted: VIRTIO_F_RING_RESET was not negotiated.
+   *
+   * @throws {RangeError} when the device has no such queue.
+   */
+  resetQueue(index: number): boolean {
+    const slot = this.#slot(index);
+    if (
+      this.#offersQueueState || !this.#has(VIRTIO_F_RING_RESET) ||
+      (this.#status & VIRTIO_CONFIG_S_FEATURES_OK) === 0
+    ) {
+      this.diagnostics.fault(
+        "queue_reset_refused",
+        () => `queue ${index}: VIRTIO_F_RING_RESET was not negotiated`,
+      );
+      return false;
+    }
+    this.enableQueue(index, false);
+    const { used } = slot;
+    this.#clear(slot);
+    slot.used = used;
+    return true;
+  }
+
+  /**
+   * Takes a notification as a driver writes it (2.9): the index of a queue, or the value that the
+   * device gave it with VIRTIO_F_NOTIF_CONFIG_DATA; with VIRTIO_F_NOTIFICATION_DATA also the driver's
+   * position, which is checked and has no other use here. What names no queue is counted.
+   */
+  notify(value: number): void {
+    const withData = this.#has(VIRTIO_F_NOTIFICATION_DATA);
+    const { queue, nextOff } = decodeNotification(value);
+    const index = this.#has(VIRTIO_F_NOTIF_CONFIG_DATA)
+      ? this.#notifConfigData.indexOf(queue)
+      : queue;
+    const slot = this.#slots[index];
+    if (slot === undefined || (!withData && value !== queue)) {
+      this.diagnostics.fault(
+        "notification_unknown",
+        () => `0x${value.toString(16)} names no queue`,
+      );
+      return;
+    }
+    if (
+      withData && this.ringFormat === "packed" && nextOff >= slot.setup.size
+    ) {
+      this.diagnostics.fault(
+        "notification_position",
+        () =>
+          `queue ${index}, which has ${slot.setup.size} descriptors: next_off is ${nextOff}`,
+      );
+    }
+    this.kick(index);
+  }
+
+  /** The value for queue `index` with VIRTIO_F_NOTIF_CONFIG_DATA; its index unless told otherwise. */
+  queueNotifConfigData(index: number): number {
+    return this.#notifConfigData[index] ?? index;
+  }
+
+  // -- The virtqueue state facility --
+
+  /** Why a driver cannot get or set the state of queue `index` now, in words; null where it can. */
+  queueStateProblem(index: number, access: QueueStateAccess): string | null {
+    this.#slot(index);
+    if (!this.#offersQueueState) return "VIRTIO_F_QUEUE_STATE is not offered";
+    return this.#queueState.problem(index, access);
+  }
+
+  /** Format of the rings whose states can be read; null where none can. Kept across the reset. */
+  get keptRingFormat(): RingFormat | null {
+    return this.#queueState.keptFormat;
+  }
+
+  /**
+   * The available state of queue `index`, a le16, as it was at the last reset. Split: `last_avail_idx`.
+   * Packed: the index in bits 0 to 14, the wrap counter in bit 15.
+   *
+   * @throws {TypeError} when {@link VirtioDevice.queueStateProblem} has something to say.
+   */
+  availableState(index: number): number {
+    return this.#keptWords(index).available;
+  }
+
+  /**
+   * The used state of queue `index`, a le16, as it was at the last reset. Split: 0. Packed: the index in
+   * bits 0 to 14, the wrap counter in bit 15.
+   *
+   * @throws {TypeError} when {@link VirtioDevice.queueStateProblem} has something to say.
+   */
+  usedState(index: number): number {
+    return this.#keptWords(index).used;
+  }
+
+  /**
+   * Sets the available state of queue `index`; the queue checks it when it starts, at DRIVER_OK.
+   *
+   * @throws {TypeError} when {@link VirtioDevice.queueStateProblem} has something to say.
+   * @throws {RangeError} when `word` has more than 16 bits.
+   */
+  setAvailableState(index: number, word: number): void {
+    this.#setWord(index, "available", word);
+  }
+
+  /**
+   * Sets the used state of queue `index`; it means nothing for a split queue.
+   *
+   * @throws {TypeError} when {@link VirtioDevice.queueStateProblem} has something to say.
+   * @throws {RangeError} when `word` has more than 16 bits.
+   */
+  setUsedState(index: number, word: number): void {
+    this.#setWord(index, "used", word);
+  }
+
+  #keptWords(index: number): QueueStateWords {
+    const problem = this.queueStateProblem(index, "get");
+    if (problem !== null) {
+      throw new TypeError(`Cannot get the state of queue ${index}: ${problem}`);
+    }
+    return this.#queueState.get(index);
+  }
+
+  #setWord(index: number, which: "available" | "used", word: number): void {
+    const problem = this.queueStateProblem(index, "set");
+    if (problem !== null) {
+      throw new TypeError(`Cannot set the state of queue ${index}: ${problem}`);
+    }
+    if (!Number.isInteger(word) || word < 0 || word > 0xffff) {
+      throw new RangeError(
+        `Cannot set the ${which} state of queue ${index} to ${word}: not 16 bits`,
+      );
+    }
+    this.#queueState.set(index, which, word);
+  }
+
+  /** Starts queue `index` if it is ready; a state that it cannot have been in breaks it. */
+  #startReady(index: number): void {
+    const slot = this.#slot(index);
+    if (!slot.ready || slot.queue !== null) return;
+    const used = slot.used;
+    try {
+      this.startQueue(
+        index,
+        this.#queueState.negotiated ? this.#stateToStart(index) : null,
+      );
+      // After a reset of the queue alone the driver is the one from before.
+      if (used) slot.fresh = false;
+    } catch (error) {
+      if (!(error instanceof RingError)) throw error;
+      this.breakQueue(index, error);
+    }
+  }
+
+  /** The state in which the driver wants queue `index` to start; null for a ring that is new. */
+  #stateToStart(index: number): QueueState | null {
+    const { setup, stop } = this.#slot(index);
+    const memory = this.#memory;
+    const format = this.ringFormat;
+    const words = this.#queueState.wordsToStart(index);
+    const initial = encodeQueueStateWords(
+      format === "split"
+        ? initialQueueState("split")
+        : initialQueueState("packed"),
+    );
+    const resumed = stop !== null && sameWords(stop.words, words) &&
+      sameSetup(stop.setup, setup);
+    if (
+      !resumed && sameWords(initial, words) &&
+      ringInMemory(memory, format, setup) &&
+      isFreshRing(
+        memory,
+        format,
+        setup,
+        (words.used << 16 | words.available) >>> 0,
+      )
+    ) {
+      return null;
+    }
+    const usedIdx = format === "split" ? readUsedIdx(memory, setup) : 0;
+    return decodeQueueStateWords(format, words, usedIdx);
+  }
+
+  /** Stops queue `index`; with the facility negotiated its state is kept. */
+  #stop(index: number): void {
+    const slot = this.#slot(index);
+    const queue = slot.queue;
+    if (queue === null) return;
+    this.enableQueue(index, false);
+    slot.queue = null;
+    slot.outer = null;
+    if (!this.#queueState.negotiated) return;
+    const { setup } = slot;
+    const state = queue.save();
+    const told = rewindInFlight(this.#memory, setup, state);
+    if (told === null) {
+      const text =
+        `${state.inFlight.length} buffers are in flight behind others that were used, which two words cannot tell`;
+      this.diagnostics.fault(
+        "queue_state_lost",
+        () => `queue ${index}: ${text}`,
+      );
+      this.#queueState.keep(index, text);
+      slot.stop = null;
+    } else {
+      const words = encodeQueueStateWords(told);
+      this.#queueState.keep(index, words);
+      slot.stop = { setup, words };
+    }
+  }
   /** Carries a kick of queue `index`; one for a queue that is not in use is ignored (2.1.2). */
   kick(index: number): void {
     const slot = this.#slots[index];
@@ -432,6 +826,7 @@ export class VirtioDevice {
 
   /** Carries an interrupt for queue `index` to the transport; called by the model. */
   interrupt(index: number): void {
+    if ((this.#status & VIRTIO_CONFIG_S_SUSPEND) !== 0) return;
     this.#port?.interrupt(index);
   }
 
@@ -449,14 +844,16 @@ export class VirtioDevice {
     );
     this.enableQueue(index, false);
     this.#port?.queueBroken?.(index, error);
-    if ((this.#status & VIRTIO_CONFIG_S_DRIVER_OK) !== 0) {
-      this.#status |= VIRTIO_CONFIG_S_NEEDS_RESET;
-      this.notifyConfig();
-    }
+    this.#needReset();
   }
 
-  /** Tells the driver of a change in the configuration space; called by the model. */
+  /**
+   * Tells the driver of a change in the configuration space; called by the model. A driver that has
+   * suspended the device is told when it resumes it.
+   */
   notifyConfig(): void {
+    this.#configDue = (this.#status & VIRTIO_CONFIG_S_SUSPEND) !== 0;
+    if (this.#configDue) return;
     this.configGeneration = (this.configGeneration + 1) >>> 0;
     this.#port?.configChanged();
   }
@@ -549,9 +946,19 @@ export class VirtioDevice {
     this.#status = content.status;
     this.configGeneration = content.configGeneration;
     if (content.features !== 0n) model.featuresAccepted(content.features);
+    this.#queueState.featuresAccepted(
+      this.#offersQueueState && this.#has(VIRTIO_F_QUEUE_STATE),
+      this.ringFormat,
+    );
+    if (this.#live) this.#queueState.driverOk();
     goOn();
     for (const [index, { enabled, broken }] of content.queues.entries()) {
-      this.#slots[index]!.broken = broken;
+      const slot = this.#slots[index]!;
+      slot.broken = broken;
+      slot.ready = slot.queue !== null;
+      slot.used = slot.ready;
+      slot.suspended = slot.ready && !enabled &&
+        (this.#status & VIRTIO_CONFIG_S_SUSPEND) !== 0;
       this.enableQueue(index, enabled);
       this.kick(index);
     }
@@ -563,21 +970,56 @@ export class VirtioDevice {
     slot.given = false;
     slot.broken = false;
     slot.fresh = true;
-    slot.setup = {
-      size: this.model.maxQueueSizes[this.#slots.indexOf(slot)]!,
+    slot.ready = false;
+    slot.suspended = false;
+    slot.used = false;
+    slot.setup = this.#initialSetup(this.#slots.indexOf(slot));
+  }
+
+  /**
+   * Resets the device: no queue runs, no feature is accepted, the status is 0 (2.4).
+   *
+   * Where VIRTIO_F_QUEUE_STATE was negotiated, the states of the queues are kept for the driver to read,
+   * and the model is not told, as the queues may be restored. It hears of a driver that starts anew by
+   * `queueStarted` with `fresh`, or by `reset` where that driver does without the facility.
+   */
+  reset(): void {
+    for (const index of this.#slots.keys()) this.enableQueue(index, false);
+    for (const [index, slot] of this.#slots.entries()) {
+      this.#stop(index);
+      this.#clear(slot);
+    }
+    if (this.#queueState.negotiated) this.#modelKept = true;
+    this.#queueState.reset();
+    this.#status = 0;
+    this.#features = 0n;
+    this.#configDue = false;
+    if (!this.#modelKept) this.model.reset();
+  }
+
+  #initialSetup(index: number): QueueSetup {
+    return {
+      size: this.model.maxQueueSizes[index]!,
       descriptorArea: 0,
       driverArea: 0,
       deviceArea: 0,
     };
   }
 
-  /** Resets the device: no queue runs, no feature is accepted, the status is 0 (2.4). */
-  reset(): void {
-    for (const index of this.#slots.keys()) this.enableQueue(index, false);
-    for (const slot of this.#slots) this.#clear(slot);
-    this.#status = 0;
-    this.#features = 0n;
-    this.model.reset();
+  #makeQueue(
+    setup: QueueSetup,
+    state: QueueState | null,
+  ): PackedDevice | SplitDevice {
+    const config = {
+      ...setup,
+      eventIdx: this.#has(VIRTIO_F_EVENT_IDX),
+      indirect: this.#has(VIRTIO_F_INDIRECT_DESC),
+      inOrder: this.#has(VIRTIO_F_IN_ORDER),
+      strongOrdering: this.#strongOrdering,
+    };
+    return this.ringFormat === "packed"
+      ? new PackedDevice(this.#memory, config, state ?? undefined)
+      : new SplitDevice(this.#memory, config, state ?? undefined);
   }
 
   #has(bit: number): boolean {
@@ -593,4 +1035,13 @@ export class VirtioDevice {
     }
     return slot;
   }
+}
+
+function sameWords(a: QueueStateWords, b: QueueStateWords): boolean {
+  return a.available === b.available && a.used === b.used;
+}
+
+function sameSetup(a: QueueSetup, b: QueueSetup): boolean {
+  return a.size === b.size && a.descriptorArea === b.descriptorArea &&
+    a.driverArea === b.driverArea && a.deviceArea === b.deviceArea;
 }

@@ -224,9 +224,12 @@ function list(path: string, names: readonly string[]): string {
   }`;
 }
 
-/** Underscores and asterisks stand for themselves. */
+/** Asterisks and angle brackets outside code stand for themselves; so do underscores within words. */
 function plain(text: string): string {
-  return text.replaceAll(/[_*<]/g, "\\$&");
+  return text.replaceAll(
+    /(`[^`]*`)|[*<]/g,
+    (found, code) => code ?? `\\${found}`,
+  );
 }
 
 function requirementLines(requirement: Requirement): string[] {

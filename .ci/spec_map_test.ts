@@ -187,7 +187,7 @@ Deno.test("spec map: the inventory has members, functions of one file, and names
 Deno.test("spec map: the page has every requirement, and its reason", () => {
   const text = page(mapOf([
     GOOD,
-    { id: "bus", level: "is", text: "snake_case", left_out: "no such_bus" },
+    { id: "bus", level: "is", text: "`a * b` < c_d * e", left_out: "no bus" },
   ]));
   assertStringIncludes(text, "### 2.7.1 Order (device)");
   assertStringIncludes(text, "- `ring-order`: **MUST** Take buffers");
@@ -198,7 +198,7 @@ Deno.test("spec map: the page has every requirement, and its reason", () => {
   assertStringIncludes(text, "`pop() takes ({split,packed})`");
   assertStringIncludes(
     text,
-    "- `bus`: snake\\_case\n  - left out: no such\\_bus",
+    "- `bus`: `a * b` \\< c_d \\* e\n  - left out: no bus",
   );
 });
 

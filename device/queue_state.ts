@@ -1,10 +1,16 @@
 import { RingError } from "../ring/errors.ts";
-import type { RingFormat } from "../ring/queue.ts";
+import type { GuestMemory } from "../ring/memory.ts";
+import type { QueueState, RingFormat } from "../ring/queue.ts";
+import { rewindInFlight } from "../ring/save.ts";
+import { readUsedIdx } from "../ring/split_device.ts";
 import {
+  decodeQueueStateWords,
   encodeQueueStateWords,
   initialQueueState,
   type QueueStateWords,
 } from "../ring/state.ts";
+import type { QueueSetup } from "./device_model.ts";
+import { isFreshRing, ringInMemory } from "./ring_position.ts";
 
 /** Whether a driver reads or writes the state of a queue. */
 export type QueueStateAccess = "get" | "set";
@@ -52,17 +58,19 @@ type Entry = {
   used: number;
   /** Words as the queue stood when it was stopped, or why there are none. */
   kept: QueueStateWords | string | null;
+  /** Where it lay and stood when it was last kept in words; ACKNOWLEDGE does not clear it. */
+  stop: { setup: QueueSetup; words: QueueStateWords } | null;
 };
 
 /**
  * The virtqueue state facility: when a driver may set and get the two words of each queue, and what
- * they are in the meantime. It knows nothing of queues.
+ * they are in the meantime.
  *
  * The proposal's rules and where they are:
  *
  * - "a driver MUST set the state of each virtqueue after setting the FEATURE_OK status bit but before
  *   setting the DRIVER_OK status bit": {@link QueueStateFacility.problem} for anything sooner or later,
- *   {@link QueueStateFacility.wordsToStart} for a queue whose state was not set.
+ *   {@link QueueStateFacility.stateToStart} for a queue whose state was not set.
  * - "a driver MUST reset the device before getting the virtqueue state": `problem`, again.
  * - "a device MUST NOT clear the queue state upon reset": {@link QueueStateFacility.reset}.
  * - "and MUST reset the queue state when the driver sets ACKNOWLEDGE status bit":
@@ -80,7 +88,7 @@ export class QueueStateFacility {
   constructor(queueCount: number) {
     this.#entries = Array.from(
       { length: queueCount },
-      () => ({ available: -1, used: -1, kept: null }),
+      () => ({ available: -1, used: -1, kept: null, stop: null }),
     );
   }
 
@@ -107,9 +115,18 @@ export class QueueStateFacility {
     return kept;
   }
 
-  /** Takes one word of queue `index`, 16 bits; where that is no problem. */
-  set(index: number, word: "available" | "used", value: number): void {
-    this.#entries[index]![word] = value;
+  /**
+   * Takes one word of queue `index`; where that is no problem.
+   *
+   * @throws {RangeError} when it has more than 16 bits.
+   */
+  set(index: number, which: "available" | "used", word: number): void {
+    if (!Number.isInteger(word) || word < 0 || word > 0xffff) {
+      throw new RangeError(
+        `Cannot set the ${which} state of queue ${index} to ${word}: not 16 bits`,
+      );
+    }
+    this.#entries[index]![which] = word;
   }
 
   /** The driver sets ACKNOWLEDGE: what was kept is gone. */
@@ -131,11 +148,37 @@ export class QueueStateFacility {
   }
 
   /**
-   * The words from which queue `index` starts.
+   * The state in which the driver wants queue `index` to start; null for a ring that is new, which a driver
+   * that has just been started tells by the words of a new one and by the ring's memory.
    *
-   * @throws {RingError} `BAD_QUEUE_STATE` when the driver has not set them.
+   * The queue checks the state. A ring that goes on where it was stopped is not new, whatever it looks
+   * like.
+   *
+   * @throws {RingError} `BAD_QUEUE_STATE` when the driver has not set it; others for a ring that is not in
+   * memory.
    */
-  wordsToStart(index: number): QueueStateWords {
+  stateToStart(
+    index: number,
+    memory: GuestMemory,
+    setup: QueueSetup,
+  ): QueueState | null {
+    const format = this.#format;
+    const { stop } = this.#entries[index]!;
+    const words = this.#wordsToStart(index);
+    const resumed = stop !== null && sameWords(stop.words, words) &&
+      sameSetup(stop.setup, setup);
+    if (
+      !resumed && sameWords(initialWords(format), words) &&
+      ringInMemory(memory, format, setup)
+    ) {
+      const base = (words.used << 16 | words.available) >>> 0;
+      if (isFreshRing(memory, format, setup, base)) return null;
+    }
+    const usedIdx = format === "split" ? readUsedIdx(memory, setup) : 0;
+    return decodeQueueStateWords(format, words, usedIdx);
+  }
+
+  #wordsToStart(index: number): QueueStateWords {
     const { available, used } = this.#entries[index]!;
     const packed = this.#format === "packed";
     if (available < 0 || (packed && used < 0)) {
@@ -151,9 +194,28 @@ export class QueueStateFacility {
     return { available, used: packed ? used : 0 };
   }
 
-  /** Queue `index` has stopped where `words` say, or cannot be told in words. */
-  keep(index: number, words: QueueStateWords | string): void {
-    this.#entries[index]!.kept = words;
+  /**
+   * Queue `index` was stopped in `state`. The fetching of buffers in flight is taken back, as words cannot
+   * tell them; returns why it cannot be, or null.
+   */
+  keep(
+    index: number,
+    memory: GuestMemory,
+    setup: QueueSetup,
+    state: QueueState,
+  ): string | null {
+    const entry = this.#entries[index]!;
+    const rewound = rewindInFlight(memory, setup, state);
+    if (rewound === null) {
+      entry.stop = null;
+      entry.kept =
+        `${state.inFlight.length} buffers are in flight behind others that were used, which two words cannot tell`;
+      return entry.kept;
+    }
+    const words = encodeQueueStateWords(rewound);
+    entry.kept = words;
+    entry.stop = { setup: { ...setup }, words };
+    return null;
   }
 
   /**
@@ -162,11 +224,7 @@ export class QueueStateFacility {
    */
   reset(): void {
     if (this.negotiated) {
-      const initial = encodeQueueStateWords(
-        this.#format === "split"
-          ? initialQueueState("split")
-          : initialQueueState("packed"),
-      );
+      const initial = initialWords(this.#format);
       for (const entry of this.#entries) {
         const { available, used } = entry;
         entry.kept ??= {
@@ -189,4 +247,21 @@ export class QueueStateFacility {
       entry.kept = null;
     }
   }
+}
+
+function initialWords(format: RingFormat): QueueStateWords {
+  return encodeQueueStateWords(
+    format === "split"
+      ? initialQueueState("split")
+      : initialQueueState("packed"),
+  );
+}
+
+function sameWords(a: QueueStateWords, b: QueueStateWords): boolean {
+  return a.available === b.available && a.used === b.used;
+}
+
+function sameSetup(a: QueueSetup, b: QueueSetup): boolean {
+  return a.size === b.size && a.descriptorArea === b.descriptorArea &&
+    a.driverArea === b.driverArea && a.deviceArea === b.deviceArea;
 }

@@ -1,9 +1,12 @@
+import type { RingFormat } from "../ring/queue.ts";
 import {
   VIRTIO_F_IN_ORDER,
   VIRTIO_F_NOTIF_CONFIG_DATA,
   VIRTIO_F_NOTIFICATION_DATA,
   VIRTIO_F_ORDER_PLATFORM,
+  VIRTIO_F_RING_PACKED,
   VIRTIO_F_RING_RESET,
+  VIRTIO_F_VERSION_1,
 } from "../ring/virtio_ring.ts";
 
 /**
@@ -112,4 +115,29 @@ export function refuseFeatures(
       `Cannot carry the device by ${transport}: it offers feature bit ${bit}, which has no meaning there`,
     );
   }
+}
+
+/** Why a driver cannot have `features` of those that are `offered`, in words; null where it can. */
+export function featureProblem(
+  features: bigint,
+  offered: bigint,
+  ring: "auto" | RingFormat,
+): string | null {
+  const packed = featureMask(VIRTIO_F_RING_PACKED);
+  const unknown = features & ~offered;
+  if ((unknown & packed) !== 0n) {
+    return "the driver accepted VIRTIO_F_RING_PACKED (bit 34), which this device, held to split rings, did not offer";
+  }
+  if (unknown !== 0n) {
+    return `the driver accepted features 0x${
+      unknown.toString(16)
+    } that were not offered`;
+  }
+  if ((features & featureMask(VIRTIO_F_VERSION_1)) === 0n) {
+    return "the driver is a legacy one: it did not accept VIRTIO_F_VERSION_1 (bit 32)";
+  }
+  if (ring === "packed" && (features & packed) === 0n) {
+    return "the driver did not accept VIRTIO_F_RING_PACKED (bit 34), to which this device is held";
+  }
+  return null;
 }

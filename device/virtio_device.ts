@@ -2,14 +2,7 @@ import { RingError } from "../ring/errors.ts";
 import { GuestMemory } from "../ring/memory.ts";
 import { PackedDevice } from "../ring/packed_device.ts";
 import type { DeviceQueue, QueueState, RingFormat } from "../ring/queue.ts";
-import { rewindInFlight } from "../ring/save.ts";
-import { readUsedIdx, SplitDevice } from "../ring/split_device.ts";
-import {
-  decodeQueueStateWords,
-  encodeQueueStateWords,
-  initialQueueState,
-  type QueueStateWords,
-} from "../ring/state.ts";
+import { SplitDevice } from "../ring/split_device.ts";
 import {
   VIRTIO_F_EVENT_IDX,
   VIRTIO_F_IN_ORDER,
@@ -22,6 +15,20 @@ import {
   VIRTQ_MAX_SIZE,
 } from "../ring/virtio_ring.ts";
 import {
+  type DeviceModel,
+  type QueueSetup,
+  type RingChoice,
+  type TransportPort,
+  VIRTIO_CONFIG_S_ACKNOWLEDGE,
+  VIRTIO_CONFIG_S_DRIVER,
+  VIRTIO_CONFIG_S_DRIVER_OK,
+  VIRTIO_CONFIG_S_FAILED,
+  VIRTIO_CONFIG_S_FEATURES_OK,
+  VIRTIO_CONFIG_S_NEEDS_RESET,
+  VIRTIO_CONFIG_S_SUSPEND,
+  type VirtioDeviceOptions,
+} from "./device_model.ts";
+import {
   type DeviceSnapshot,
   openSnapshot,
   sealSnapshot,
@@ -29,131 +36,34 @@ import {
 import { Diagnostics } from "./diagnostics.ts";
 import { decodeNotification } from "./notification.ts";
 import { type QueueStateAccess, QueueStateFacility } from "./queue_state.ts";
-import { isFreshRing, ringInMemory } from "./ring_position.ts";
 import { type Plain, SnapshotError } from "./snapshot.ts";
 import {
   featureMask,
-  type TransportFeatureOptions,
+  featureProblem,
   transportFeatures,
   VIRTIO_F_QUEUE_STATE,
   VIRTIO_F_SUSPEND,
 } from "./transport_features.ts";
 
+export {
+  type DeviceModel,
+  type QueueSetup,
+  type RingChoice,
+  type TransportPort,
+  VIRTIO_CONFIG_S_ACKNOWLEDGE,
+  VIRTIO_CONFIG_S_DRIVER,
+  VIRTIO_CONFIG_S_DRIVER_OK,
+  VIRTIO_CONFIG_S_FAILED,
+  VIRTIO_CONFIG_S_FEATURES_OK,
+  VIRTIO_CONFIG_S_NEEDS_RESET,
+  VIRTIO_CONFIG_S_SUSPEND,
+  type VirtioDeviceOptions,
+} from "./device_model.ts";
 export { featureMask } from "./transport_features.ts";
-
-/** Status bit: the guest has noticed the device (virtio 1.4, 2.1). */
-export const VIRTIO_CONFIG_S_ACKNOWLEDGE = 1;
-/** Status bit: the guest has a driver for it (2.1). */
-export const VIRTIO_CONFIG_S_DRIVER = 2;
-/** Status bit: the driver is ready (2.1). */
-export const VIRTIO_CONFIG_S_DRIVER_OK = 4;
-/** Status bit: feature negotiation is complete (2.1). */
-export const VIRTIO_CONFIG_S_FEATURES_OK = 8;
-/** Status bit: the device is suspended; needs VIRTIO_F_SUSPEND (2.1 and 3.4). */
-export const VIRTIO_CONFIG_S_SUSPEND = 16;
-/** Status bit: the device met an error that it cannot recover from (2.1). */
-export const VIRTIO_CONFIG_S_NEEDS_RESET = 64;
-/** Status bit: the guest has given up on the device (2.1). */
-export const VIRTIO_CONFIG_S_FAILED = 128;
 
 const STATUS_BITS = VIRTIO_CONFIG_S_ACKNOWLEDGE | VIRTIO_CONFIG_S_DRIVER |
   VIRTIO_CONFIG_S_DRIVER_OK | VIRTIO_CONFIG_S_FEATURES_OK |
   VIRTIO_CONFIG_S_FAILED;
-
-/** Which ring formats a device offers: both, or one that a driver must take. */
-export type RingChoice = "auto" | RingFormat;
-
-/**
- * What a kind of device adds to {@link VirtioDevice}: its features, its configuration space and
- * the work on its queues. It owns a queue from `queueStarted` until `queueStopped`.
- */
-export interface DeviceModel {
-  /** Device type, as in virtio 1.4, 5. */
-  readonly deviceId: number;
-  /** Feature bits 0 to 23 and 50 to 127 that are offered. */
-  readonly features: bigint;
-  /** Largest size of each queue, a power of two at most 32768; a driver may choose less. */
-  readonly maxQueueSizes: readonly number[];
-
-  /** The device's configuration space as it is now, little-endian. */
-  configSpace(): Uint8Array;
-
-  /** A driver writes `bytes` at `offset`, inside the space; without it the space is read-only. */
-  writeConfig?(offset: number, bytes: Uint8Array): void;
-
-  /** A driver has accepted `features`, a subset of what was offered. */
-  featuresAccepted(features: bigint): void;
-
-  /**
-   * Queue `index` may be used. `fresh` tells that its driver has just been started, so that what
-   * was agreed with an earlier driver is void; otherwise the driver is the one from before.
-   */
-  queueStarted(index: number, queue: DeviceQueue, fresh: boolean): void;
-
-  /**
-   * Queue `index` must not be used any more. Before it returns, the model publishes or gives back
-   * every buffer that it holds.
-   */
-  queueStopped(index: number): void;
-
-  /** Guest memory moves: the model gives back the buffers that it holds, as its chains are void. */
-  memoryChanging(): void;
-
-  /** Guest memory is now `memory`. */
-  memoryChanged(memory: GuestMemory): void;
-
-  /** The driver says that queue `index` has buffers, or the transport that it may have. */
-  queueKicked(index: number): void;
-
-  /** The driver has reset the device, or is gone. */
-  reset(): void;
-
-  /** Its state as plain data, for {@link VirtioDevice.save}; changes nothing. */
-  save?(): unknown;
-
-  /**
-   * Checks what `save` returned in another instance, and returns what goes on from it; that is
-   * called before the queues are given back to it.
-   *
-   * @throws {SnapshotError} when it cannot go on from it.
-   */
-  prepareRestore?(saved: unknown): () => void;
-}
-
-/** What a transport does for the device. */
-export interface TransportPort {
-  /** Tells the driver that queue `index` has used buffers. */
-  interrupt(index: number): void;
-  /** Tells the driver that the configuration, or the status, has changed. */
-  configChanged(): void;
-  /** Queue `index` is broken by its driver and stopped (vhost-user: the vring's error fd). */
-  queueBroken?(index: number, error: RingError): void;
-}
-
-/** One queue as a transport configures it, before it is started. */
-export type QueueSetup = {
-  /** Descriptors. */
-  size: number;
-  /** Guest address of the descriptor area. */
-  descriptorArea: number;
-  /** Guest address of the driver area. */
-  driverArea: number;
-  /** Guest address of the device area. */
-  deviceArea: number;
-};
-
-/** Options of a {@link VirtioDevice}. */
-export type VirtioDeviceOptions = TransportFeatureOptions & {
-  /** Ring formats that are offered. `"auto"` unless told. */
-  ring?: RingChoice;
-  /**
-   * True where loads are not reordered with loads, or nobody else runs: see
-   * `QueueConfig.strongOrdering`. False unless told.
-   */
-  strongOrdering?: boolean;
-  /** Counters and log. */
-  diagnostics?: Diagnostics;
-};
 
 type QueueSlot = {
   setup: QueueSetup;
@@ -170,8 +80,6 @@ type QueueSlot = {
   suspended: boolean;
   /** The model has had the queue since the device was reset. */
   used: boolean;
-  /** Where the queue lay and stood at the last stop that kept its state; null where none did. */
-  stop: { setup: QueueSetup; words: QueueStateWords } | null;
 };
 
 /**
@@ -238,7 +146,6 @@ export class VirtioDevice {
       ready: false,
       suspended: false,
       used: false,
-      stop: null,
     }));
   }
 
@@ -381,25 +288,7 @@ export class VirtioDevice {
 
   /** Why a driver cannot have `features`, in words, or null where it can. */
   featureProblem(features: bigint): string | null {
-    const unknown = features & ~this.offeredFeatures;
-    if ((unknown & featureMask(VIRTIO_F_RING_PACKED)) !== 0n) {
-      return "the driver accepted VIRTIO_F_RING_PACKED (bit 34), which this device, held to split rings, did not offer";
-    }
-    if (unknown !== 0n) {
-      return `the driver accepted features 0x${
-        unknown.toString(16)
-      } that were not offered`;
-    }
-    if ((features & featureMask(VIRTIO_F_VERSION_1)) === 0n) {
-      return "the driver is a legacy one: it did not accept VIRTIO_F_VERSION_1 (bit 32)";
-    }
-    if (
-      this.#ring === "packed" &&
-      (features & featureMask(VIRTIO_F_RING_PACKED)) === 0n
-    ) {
-      return "the driver did not accept VIRTIO_F_RING_PACKED (bit 34), to which this device is held";
-    }
-    return null;
+    return featureProblem(features, this.offeredFeatures, this.#ring);
   }
 
   /**
@@ -638,26 +527,23 @@ export class VirtioDevice {
    * position, which is checked and has no other use here. What names no queue is counted.
    */
   notify(value: number): void {
-    const withData = this.#has(VIRTIO_F_NOTIFICATION_DATA);
     const { queue, nextOff } = decodeNotification(value);
     const index = this.#has(VIRTIO_F_NOTIF_CONFIG_DATA)
       ? this.#notifConfigData.indexOf(queue)
       : queue;
-    const slot = this.#slots[index];
-    if (slot === undefined || (!withData && value !== queue)) {
+    const size = this.#slots[index]?.setup.size;
+    const withData = this.#has(VIRTIO_F_NOTIFICATION_DATA);
+    if (size === undefined || (!withData && value !== queue)) {
       this.diagnostics.fault(
         "notification_unknown",
         () => `0x${value.toString(16)} names no queue`,
       );
       return;
     }
-    if (
-      withData && this.ringFormat === "packed" && nextOff >= slot.setup.size
-    ) {
+    if (withData && this.ringFormat === "packed" && nextOff >= size) {
       this.diagnostics.fault(
         "notification_position",
-        () =>
-          `queue ${index}, which has ${slot.setup.size} descriptors: next_off is ${nextOff}`,
+        () => `queue ${index} of ${size} descriptors: next_off is ${nextOff}`,
       );
     }
     this.kick(index);
@@ -689,7 +575,8 @@ export class VirtioDevice {
    * @throws {TypeError} when {@link VirtioDevice.queueStateProblem} has something to say.
    */
   availableState(index: number): number {
-    return this.#keptWords(index).available;
+    this.#needState(index, "get");
+    return this.#queueState.get(index).available;
   }
 
   /**
@@ -699,7 +586,8 @@ export class VirtioDevice {
    * @throws {TypeError} when {@link VirtioDevice.queueStateProblem} has something to say.
    */
   usedState(index: number): number {
-    return this.#keptWords(index).used;
+    this.#needState(index, "get");
+    return this.#queueState.get(index).used;
   }
 
   /**
@@ -709,7 +597,8 @@ export class VirtioDevice {
    * @throws {RangeError} when `word` has more than 16 bits.
    */
   setAvailableState(index: number, word: number): void {
-    this.#setWord(index, "available", word);
+    this.#needState(index, "set");
+    this.#queueState.set(index, "available", word);
   }
 
   /**
@@ -719,75 +608,34 @@ export class VirtioDevice {
    * @throws {RangeError} when `word` has more than 16 bits.
    */
   setUsedState(index: number, word: number): void {
-    this.#setWord(index, "used", word);
+    this.#needState(index, "set");
+    this.#queueState.set(index, "used", word);
   }
 
-  #keptWords(index: number): QueueStateWords {
-    const problem = this.queueStateProblem(index, "get");
-    if (problem !== null) {
-      throw new TypeError(`Cannot get the state of queue ${index}: ${problem}`);
-    }
-    return this.#queueState.get(index);
-  }
-
-  #setWord(index: number, which: "available" | "used", word: number): void {
-    const problem = this.queueStateProblem(index, "set");
-    if (problem !== null) {
-      throw new TypeError(`Cannot set the state of queue ${index}: ${problem}`);
-    }
-    if (!Number.isInteger(word) || word < 0 || word > 0xffff) {
-      throw new RangeError(
-        `Cannot set the ${which} state of queue ${index} to ${word}: not 16 bits`,
-      );
-    }
-    this.#queueState.set(index, which, word);
+  #needState(index: number, access: QueueStateAccess): void {
+    const problem = this.queueStateProblem(index, access);
+    if (problem === null) return;
+    throw new TypeError(
+      `Cannot ${access} the state of queue ${index}: ${problem}`,
+    );
   }
 
   /** Starts queue `index` if it is ready; a state that it cannot have been in breaks it. */
   #startReady(index: number): void {
     const slot = this.#slot(index);
     if (!slot.ready || slot.queue !== null) return;
-    const used = slot.used;
+    const { used, setup } = slot;
     try {
-      this.startQueue(
-        index,
-        this.#queueState.negotiated ? this.#stateToStart(index) : null,
-      );
+      const state = this.#queueState.negotiated
+        ? this.#queueState.stateToStart(index, this.#memory, setup)
+        : null;
+      this.startQueue(index, state);
       // After a reset of the queue alone the driver is the one from before.
       if (used) slot.fresh = false;
     } catch (error) {
       if (!(error instanceof RingError)) throw error;
       this.breakQueue(index, error);
     }
-  }
-
-  /** The state in which the driver wants queue `index` to start; null for a ring that is new. */
-  #stateToStart(index: number): QueueState | null {
-    const { setup, stop } = this.#slot(index);
-    const memory = this.#memory;
-    const format = this.ringFormat;
-    const words = this.#queueState.wordsToStart(index);
-    const initial = encodeQueueStateWords(
-      format === "split"
-        ? initialQueueState("split")
-        : initialQueueState("packed"),
-    );
-    const resumed = stop !== null && sameWords(stop.words, words) &&
-      sameSetup(stop.setup, setup);
-    if (
-      !resumed && sameWords(initial, words) &&
-      ringInMemory(memory, format, setup) &&
-      isFreshRing(
-        memory,
-        format,
-        setup,
-        (words.used << 16 | words.available) >>> 0,
-      )
-    ) {
-      return null;
-    }
-    const usedIdx = format === "split" ? readUsedIdx(memory, setup) : 0;
-    return decodeQueueStateWords(format, words, usedIdx);
   }
 
   /** Stops queue `index`; with the facility negotiated its state is kept. */
@@ -799,24 +647,19 @@ export class VirtioDevice {
     slot.queue = null;
     slot.outer = null;
     if (!this.#queueState.negotiated) return;
-    const { setup } = slot;
-    const state = queue.save();
-    const told = rewindInFlight(this.#memory, setup, state);
-    if (told === null) {
-      const text =
-        `${state.inFlight.length} buffers are in flight behind others that were used, which two words cannot tell`;
-      this.diagnostics.fault(
-        "queue_state_lost",
-        () => `queue ${index}: ${text}`,
-      );
-      this.#queueState.keep(index, text);
-      slot.stop = null;
-    } else {
-      const words = encodeQueueStateWords(told);
-      this.#queueState.keep(index, words);
-      slot.stop = { setup, words };
-    }
+    const problem = this.#queueState.keep(
+      index,
+      this.#memory,
+      slot.setup,
+      queue.save(),
+    );
+    if (problem === null) return;
+    this.diagnostics.fault(
+      "queue_state_lost",
+      () => `queue ${index}: ${problem}`,
+    );
   }
+
   /** Carries a kick of queue `index`; one for a queue that is not in use is ignored (2.1.2). */
   kick(index: number): void {
     const slot = this.#slots[index];
@@ -1035,13 +878,4 @@ export class VirtioDevice {
     }
     return slot;
   }
-}
-
-function sameWords(a: QueueStateWords, b: QueueStateWords): boolean {
-  return a.available === b.available && a.used === b.used;
-}
-
-function sameSetup(a: QueueSetup, b: QueueSetup): boolean {
-  return a.size === b.size && a.descriptorArea === b.descriptorArea &&
-    a.driverArea === b.driverArea && a.deviceArea === b.deviceArea;
 }

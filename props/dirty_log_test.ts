@@ -20,7 +20,8 @@ import {
   parseU64,
 } from "../device/vhost_user/message.ts";
 import { featureMask } from "../device/virtio_device.ts";
-import { Rig, write } from "./front_end_rig.ts";
+import { Rig } from "./front_end_rig.ts";
+import { write } from "./streams.ts";
 
 const PAGE = 4096;
 /** Where the log begins in its file: not at a page's start. */

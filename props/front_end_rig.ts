@@ -7,6 +7,7 @@ import {
   VhostUserFrontEnd,
 } from "./guest/vhost_user_front_end.ts";
 import { SHUTDOWN_BOTH } from "./guest/vsock_header.ts";
+import { readExactly, readLine, text, write } from "./streams.ts";
 
 // The library stays open for good, so that no test is the one that opens it.
 libc();
@@ -289,47 +290,6 @@ export function exists(path: string): boolean {
     if (error instanceof Deno.errors.NotFound) return false;
     throw error;
   }
-}
-
-/** UTF-8 of `words`. */
-export function text(words: string): Uint8Array {
-  return new TextEncoder().encode(words);
-}
-
-/** Writes all of `bytes`. */
-export async function write(
-  conn: Deno.Conn,
-  bytes: Uint8Array,
-): Promise<void> {
-  for (let done = 0; done < bytes.length;) {
-    done += await conn.write(bytes.subarray(done));
-  }
-}
-
-/** Reads exactly `length` bytes; fewer where the stream ends before. */
-export async function readExactly(
-  conn: Deno.Conn,
-  length: number,
-): Promise<Uint8Array> {
-  const bytes = new Uint8Array(length);
-  let done = 0;
-  while (done < length) {
-    const got = await conn.read(bytes.subarray(done));
-    if (got === null) break;
-    done += got;
-  }
-  return bytes.subarray(0, done);
-}
-
-/** Reads up to a newline, byte by byte; the line without it, or what there was before the end. */
-export async function readLine(conn: Deno.Conn): Promise<string> {
-  let line = "";
-  const byte = new Uint8Array(1);
-  while (await conn.read(byte) !== null) {
-    if (byte[0] === 10) return line;
-    line += String.fromCharCode(byte[0]!);
-  }
-  return line;
 }
 
 function same(a: Uint8Array, b: Uint8Array): boolean {

@@ -27,17 +27,7 @@ import {
 import { encodeMemoryRegion } from "../device/vhost_user/message.ts";
 import { BufferList, type RingFormat } from "../ring/queue.ts";
 import { VIRTQ_DESC_F_AVAIL, VIRTQ_DESC_F_NEXT } from "../ring/virtio_ring.ts";
-import {
-  cpuMs,
-  exists,
-  openFds,
-  readExactly,
-  readLine,
-  Rig,
-  RIG_CID,
-  text,
-  write,
-} from "./front_end_rig.ts";
+import { cpuMs, exists, openFds, Rig, RIG_CID } from "./front_end_rig.ts";
 import { FrontEndError, VhostUserChannel } from "./guest/vhost_user_channel.ts";
 import {
   CID_HOST,
@@ -51,6 +41,7 @@ import {
   SHUTDOWN_SEND,
   TYPE_STREAM,
 } from "./guest/vsock_header.ts";
+import { readExactly, readLine, text, write } from "./streams.ts";
 
 /** Bound of the issue for a refusal. */
 const REFUSAL_LIMIT_MS = 200;

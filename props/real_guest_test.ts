@@ -5,181 +5,24 @@
  * host programs use Unix sockets.
  */
 import { assert, assertEquals, assertLess } from "@std/assert";
-import { type RunningDevice, startDevice } from "../device/host/mod.ts";
-import { bootGuest, type Guest, type VmKind } from "./guest/vm/mod.ts";
 import { skippedWithout } from "./guest/vm/skip.ts";
+import { GuestSetup } from "./guest_setup.ts";
+import {
+  type Digest,
+  randomBytes,
+  readAll,
+  sha256,
+  within,
+  write,
+} from "./streams.ts";
 
 const MIB = 1024 * 1024;
 const BULK_BYTES = 64 * MIB;
 
-type Digest = { bytes: number; sha256: string; error?: string };
+/** What a scenario says is printed. */
+type Scenario = (setup: GuestSetup) => Promise<string | void>;
 
-/** A device with a guest on it, and the host's ends of its connections. */
-class Setup implements AsyncDisposable {
-  readonly folder: string;
-  readonly vm: VmKind;
-  readonly ring: "split" | "packed";
-  readonly log: string[] = [];
-  device!: RunningDevice;
-  guest!: Guest;
-  #port = 10_000;
-
-  private constructor(vm: VmKind, ring: "split" | "packed") {
-    this.vm = vm;
-    this.ring = ring;
-    this.folder = Deno.makeTempDirSync({ prefix: "ringside-" });
-  }
-
-  static async start(vm: VmKind, ring: "split" | "packed"): Promise<Setup> {
-    const setup = new Setup(vm, ring);
-    try {
-      setup.device = await startDevice({
-        socketPath: `${setup.folder}/vhost`,
-        udsPath: `${setup.folder}/vm`,
-        guestCid: 3,
-        ring,
-        onLog: (level, text) => setup.log.push(`${level}: ${text}`),
-      });
-      await setup.boot();
-    } catch (error) {
-      await setup[Symbol.asyncDispose]();
-      throw error;
-    }
-    return setup;
-  }
-
-  async boot(): Promise<void> {
-    this.guest = await bootGuest({
-      vm: this.vm,
-      socketPath: `${this.folder}/vhost`,
-      packed: this.ring === "packed",
-    });
-  }
-
-  /** A port that no test has used. */
-  port(): number {
-    return this.#port++;
-  }
-
-  /** Listens where the guest's connections to `port` arrive. */
-  listen(port: number): Deno.UnixListener {
-    return Deno.listen({
-      transport: "unix",
-      path: `${this.folder}/vm_${port}`,
-    });
-  }
-
-  /** Connects to a port in the guest. */
-  async connect(port: number): Promise<Deno.UnixConn> {
-    const conn = await Deno.connect({
-      transport: "unix",
-      path: `${this.folder}/vm`,
-    });
-    try {
-      await write(conn, new TextEncoder().encode(`CONNECT ${port}\n`));
-      // Byte by byte, since the guest's first bytes may follow the line at once.
-      const line = await readLine(async () => {
-        const byte = new Uint8Array(1);
-        return await conn.read(byte) === null
-          ? null
-          : String.fromCharCode(byte[0]!);
-      });
-      if (line === "") throw new Error("the guest refused");
-      assert(/^OK \d+\n$/.test(line), line);
-      return conn;
-    } catch (error) {
-      conn.close();
-      throw error;
-    }
-  }
-
-  async [Symbol.asyncDispose](): Promise<void> {
-    await this.guest?.kill();
-    await this.device?.stop();
-    await Deno.remove(this.folder, { recursive: true });
-  }
-}
-
-/** Puts pieces together up to the end of a line, or of all. */
-async function readLine(read: () => Promise<string | null>): Promise<string> {
-  let line = "";
-  while (!line.endsWith("\n")) {
-    const piece = await read();
-    if (piece === null) break;
-    line += piece;
-  }
-  return line;
-}
-
-async function write(conn: Deno.Conn, bytes: Uint8Array): Promise<void> {
-  for (let done = 0; done < bytes.length;) {
-    done += await conn.write(bytes.subarray(done));
-  }
-}
-
-/** Reads to the end of file, or an error, and takes the digest of all. */
-async function readAll(conn: Deno.Conn): Promise<Digest> {
-  const chunks: Uint8Array<ArrayBuffer>[] = [];
-  let bytes = 0;
-  let error: string | undefined;
-  for (;;) {
-    const chunk = new Uint8Array(65_536);
-    try {
-      const got = await conn.read(chunk);
-      if (got === null) break;
-      chunks.push(chunk.subarray(0, got));
-      bytes += got;
-    } catch (thrown) {
-      error = (thrown as Error).name;
-      break;
-    }
-  }
-  const all = new Uint8Array(bytes);
-  let at = 0;
-  for (const chunk of chunks) {
-    all.set(chunk, at);
-    at += chunk.length;
-  }
-  return {
-    bytes,
-    sha256: await sha256(all),
-    ...(error === undefined ? {} : { error }),
-  };
-}
-
-async function sha256(bytes: Uint8Array<ArrayBuffer>): Promise<string> {
-  return new Uint8Array(await crypto.subtle.digest("SHA-256", bytes)).toHex();
-}
-
-function randomBytes(length: number): Uint8Array<ArrayBuffer> {
-  const bytes = new Uint8Array(length);
-  for (let at = 0; at < length; at += 65_536) {
-    crypto.getRandomValues(bytes.subarray(at, at + 65_536));
-  }
-  return bytes;
-}
-
-/** Rejects when `promise` takes longer than it may. */
-async function within<T>(
-  ms: number,
-  what: string,
-  promise: Promise<T>,
-): Promise<T> {
-  let timer: ReturnType<typeof setTimeout> | undefined;
-  const late = new Promise<never>((_, reject) => {
-    timer = setTimeout(
-      () => reject(new Error(`${what} took more than ${ms} ms`)),
-      ms,
-    );
-  });
-  try {
-    return await Promise.race([promise, late]);
-  } finally {
-    clearTimeout(timer);
-  }
-}
-
-const SCENARIOS: Record<string, (setup: Setup) => Promise<string | void>> = {
+const SCENARIOS: Record<string, Scenario> = {
   "64 MiB from guest to host arrive as they were sent": async (setup) => {
     const port = setup.port();
     using listener = setup.listen(port);
@@ -288,10 +131,12 @@ const SCENARIOS: Record<string, (setup: Setup) => Promise<string | void>> = {
     ) {
       const tries: number[] = [];
       for (let i = 0; i < 3; i++) {
-        const answer = await setup.guest.agent<{ errno: string; ms: number }>({
-          op: "connect_time",
-          ...where,
-        });
+        const answer = await setup.guest.agent<{ errno: string; ms: number }>(
+          {
+            op: "connect_time",
+            ...where,
+          },
+        );
         // A CID that is not the host's may also be refused by the guest's own kernel.
         const names = what === "unknown CID"
           ? ["ECONNRESET", "ENODEV"]
@@ -349,7 +194,9 @@ const SCENARIOS: Record<string, (setup: Setup) => Promise<string | void>> = {
       const two = await readAll(second);
       await write(second, answer);
       second.close();
-      const listened = await listening.result as Digest & { received: Digest };
+      const listened = await listening.result as Digest & {
+        received: Digest;
+      };
       assertEquals(two, { bytes: listened.bytes, sha256: listened.sha256 });
       assertEquals([listened.received.bytes, listened.received.sha256], [
         answer.length,
@@ -421,12 +268,16 @@ time.sleep(60)
     }).spawn();
     const words = program.stdout.pipeThrough(new TextDecoderStream())
       .getReader();
-    const heard = (): Promise<string> =>
-      within(
-        10_000,
-        "the host program",
-        readLine(async () => (await words.read()).value ?? null),
-      );
+    const line = async (): Promise<string> => {
+      let all = "";
+      while (!all.endsWith("\n")) {
+        const { value, done } = await words.read();
+        if (done) break;
+        all += value;
+      }
+      return all;
+    };
+    const heard = () => within(10_000, "the host program", line());
     try {
       assertEquals(await heard(), "listening\n");
       const sending = setup.guest.python<{ error: string; ms: number }>(
@@ -478,7 +329,10 @@ result = {"error": failed}
     const received = await readAll(conn);
     const { bytes, signal } = await dying;
     assertEquals(signal, 9);
-    assert(received.bytes >= bytes, `${received.bytes} of ${bytes} bytes came`);
+    assert(
+      received.bytes >= bytes,
+      `${received.bytes} of ${bytes} bytes came`,
+    );
   },
 
   "a slow reader in the guest does not stall another connection": async (
@@ -553,7 +407,7 @@ for (const vm of ["uml", "qemu"] as const) {
   for (const ring of ["split", "packed"] as const) {
     Deno.test(`Linux on ${vm} drives the device over ${ring} rings`, async (t) => {
       if (await skippedWithout(vm)) return;
-      await using setup = await Setup.start(vm, ring);
+      await using setup = await GuestSetup.start(vm, ring);
       const { kernel } = setup.guest.info;
       const { bootMs } = setup.guest;
       // deno-lint-ignore no-console

@@ -18,6 +18,8 @@ import {
   VIRTIO_MMIO_DEVICE_ID,
   VIRTIO_MMIO_DRIVER_FEATURES,
   VIRTIO_MMIO_DRIVER_FEATURES_SEL,
+  VIRTIO_MMIO_INT_CONFIG,
+  VIRTIO_MMIO_INT_VRING,
   VIRTIO_MMIO_INTERRUPT_ACK,
   VIRTIO_MMIO_INTERRUPT_STATUS,
   VIRTIO_MMIO_MAGIC,
@@ -170,10 +172,11 @@ export class MmioDriver {
     return this.get(VIRTIO_MMIO_QUEUE_READY) === 1;
   }
 
-  /** Stops the use of queue `index`. */
-  stopQueue(index: number): void {
+  /** Stops the use of queue `index`; true when the device says that it did (4.2.2.2). */
+  stopQueue(index: number): boolean {
     this.set(VIRTIO_MMIO_QUEUE_SEL, index);
     this.set(VIRTIO_MMIO_QUEUE_READY, 0);
+    return !this.queueReady(index);
   }
 
   /** Resets queue `index` alone; true when the device says that it did. */
@@ -206,9 +209,10 @@ export class MmioDriver {
     );
   }
 
-  /** Reads why there is an interrupt and acknowledges it. */
+  /** Reads why there is an interrupt and acknowledges it; bits without a meaning are left out. */
   takeInterrupt(): number {
-    const bits = this.get(VIRTIO_MMIO_INTERRUPT_STATUS);
+    const known = VIRTIO_MMIO_INT_VRING | VIRTIO_MMIO_INT_CONFIG;
+    const bits = this.get(VIRTIO_MMIO_INTERRUPT_STATUS) & known;
     this.set(VIRTIO_MMIO_INTERRUPT_ACK, bits);
     return bits;
   }

@@ -93,6 +93,22 @@ export function isFreshRing(
   return base === 0 || untouched || !doubtful;
 }
 
+/**
+ * Tells whether some descriptor of a packed ring is all zero, as its driver has made it and never
+ * written it: the driver is in its first lap.
+ */
+export function hasUntouchedDescriptor(
+  memory: GuestMemory,
+  setup: QueueSetup,
+): boolean {
+  const { size, descriptorArea } = setup;
+  const ring = memory.bytes(descriptorArea, VIRTQ_DESC_SIZE * size);
+  for (let at = 0; at < ring.length; at += VIRTQ_DESC_SIZE) {
+    if (isZero(ring.subarray(at, at + VIRTQ_DESC_SIZE))) return true;
+  }
+  return false;
+}
+
 function isZero(bytes: Uint8Array): boolean {
   for (let i = 0; i < bytes.length; i++) {
     if (bytes[i] !== 0) return false;

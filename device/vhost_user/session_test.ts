@@ -308,6 +308,28 @@ Deno.test("VhostUserSession knows a driver again whose packed ring stands at the
   }
 });
 
+Deno.test("VhostUserSession takes a new packed driver whose base is where the old one stopped", () => {
+  for (const buffers of [2, 4]) { // one lap and two of 4 descriptors
+    for (const offered of [0, 1]) {
+      withRig((rig) => {
+        rig.negotiate("packed");
+        rig.startRing(0, 4, PACKED_INITIAL_BASE);
+        rig.roundTrips(rig.driver(0, 4, "packed"), 0, buffers);
+        const base = rig.getBase(0);
+        assertEquals(base, buffers === 2 ? 0 : PACKED_INITIAL_BASE);
+        const driver = rig.driver(0, 4, "packed"); // clears the ring
+        for (let i = 0; i < offered; i++) {
+          rig.offer(driver, new BufferList(), 1);
+        }
+        rig.startRing(0, 4, base);
+        assertEquals(rig.model.events.at(-1), "start 0 fresh");
+        for (let i = 0; i < offered; i++) rig.collect(driver, 1);
+        rig.roundTrips(driver, 0, 11);
+      });
+    }
+  }
+});
+
 Deno.test("VhostUserSession tells a new driver once, when its ring is used first", () => {
   withRig((rig) => {
     rig.negotiate("split");

@@ -15,6 +15,7 @@ import { MemoryTable } from "./memory_table.ts";
 import type { VringAddresses, VringState } from "./message.ts";
 import type { SessionPorts } from "./ports.ts";
 import {
+  hasUntouchedDescriptor,
   isFreshRing,
   PACKED_INITIAL_BASE,
   ringInMemory,
@@ -34,8 +35,8 @@ export type VringsContext = {
   canLog(): boolean;
 };
 
-/** Where a ring stood, and lay, when it was last stopped. */
-type Stop = { base: number; setup: QueueSetup };
+/** Where a ring stood, and lay, when it was last stopped, and whether it was a new one no more. */
+type Stop = { base: number; setup: QueueSetup; lived: boolean };
 
 type Vring = {
   /** 0 until it is told, like the next two. */
@@ -386,7 +387,11 @@ export class Vrings {
     const state = this.#device.stopQueue(index);
     if (state === null) return;
     ring.base = this.#baseOf(index, setup, state);
-    ring.stop = ring.used ? { base: ring.base, setup } : ring.stop;
+    if (ring.used) {
+      const { memory } = this.table;
+      const lived = !isFreshRing(memory, format, setup, ring.base);
+      ring.stop = { base: ring.base, setup, lived };
+    }
     ring.used = false;
     this.#device.diagnostics.log(
       "debug",
@@ -453,9 +458,13 @@ export class Vrings {
     } catch (error) {
       throw badRing(index, error);
     }
-    // A ring that goes on where it was stopped has its driver from before, also at index 0.
-    const fresh = !sameStop(ring.stop, base, setup) &&
-      isFreshRing(table.memory, format, setup, base);
+    // A ring that goes on where it was stopped has its driver from before, also at index 0; but one
+    // that had lived and has descriptors without a trace of it now was made anew in the same place.
+    const { stop } = ring;
+    const goesOn = sameStop(stop, base, setup) &&
+      !(format === "packed" && stop?.lived === true &&
+        hasUntouchedDescriptor(table.memory, setup));
+    const fresh = !goesOn && isFreshRing(table.memory, format, setup, base);
     let state: QueueState | null = null;
     if (!fresh) {
       try {

@@ -1,5 +1,9 @@
 import type { GuestMemory } from "./memory.ts";
-import type { InFlightBuffer, InFlightDescriptor } from "./queue.ts";
+import type {
+  InFlightBuffer,
+  InFlightDescriptor,
+  QueueConfig,
+} from "./queue.ts";
 
 // Local copies of the constants in virtio_ring.ts, in a form that suits the words of a table.
 const F_NEXT = 1;
@@ -9,6 +13,22 @@ const F_INDIRECT = 4;
 /** High words from here on make an address of 2^53 or more. */
 const ADDRESS_HIGH_END = 0x200000;
 const TWO_32 = 0x100000000;
+
+/**
+ * Descriptors that an indirect table may have on any queue. The specification holds a chain to the
+ * queue's size (2.7.5.3.1), but Linux builds tables by its scatter lists (1024 entries is its
+ * IOV_MAX), also on a smaller queue.
+ */
+const INDIRECT_ENTRIES = 1024;
+
+/** Descriptors that an indirect table may have; 0 where none was negotiated. */
+export function indirectEntries({ size, indirect }: QueueConfig): number {
+  return indirect !== true
+    ? 0
+    : size > INDIRECT_ENTRIES
+    ? size
+    : INDIRECT_ENTRIES;
+}
 
 /** Where and how the descriptors of a split queue are read. */
 export type SplitTable = {

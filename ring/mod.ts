@@ -32,6 +32,14 @@ export {
   type SaveWay,
 } from "./save.ts";
 export {
+  type InflightRegion,
+  inflightRegionSize,
+  openInflight,
+} from "./inflight.ts";
+export { SplitInflight } from "./split_inflight.ts";
+export { PackedInflight } from "./packed_inflight.ts";
+export { TrackedQueue } from "./tracked_queue.ts";
+export {
   checkQueueState,
   decodeQueueStateWords,
   decodeVringBase,

@@ -1,5 +1,9 @@
 import { FLAGS, IDX, type SplitViews, splitViews } from "./_split_layout.ts";
-import { resolveSplit, type SplitTable } from "./_split_resolve.ts";
+import {
+  indirectEntries,
+  resolveSplit,
+  type SplitTable,
+} from "./_split_resolve.ts";
 import type { Chain } from "./chain.ts";
 import { RingError, type RingErrorCode } from "./errors.ts";
 import type { GuestMemory } from "./memory.ts";
@@ -32,13 +36,6 @@ const TWO_32 = 0x100000000;
 
 /** High words from here on make an address of 2^53 or more. */
 const ADDRESS_HIGH_END = 0x200000;
-
-/**
- * Descriptors that an indirect table may have on any queue. The specification holds a chain to the
- * queue's size (2.7.5.3.1), but Linux builds tables by its scatter lists (1024 entries is its
- * IOV_MAX), also on a smaller queue.
- */
-const INDIRECT_ENTRIES = 1024;
 
 // What `#limit` holds for a head that is not with the device.
 const FREE = -1;
@@ -145,7 +142,7 @@ export class SplitDevice implements DeviceQueue {
     this.#eventIdx = config.eventIdx === true;
     this.#indirect = config.indirect === true;
     this.#inOrder = config.inOrder === true;
-    this.#maxIndirect = size > INDIRECT_ENTRIES ? size : INDIRECT_ENTRIES;
+    this.#maxIndirect = indirectEntries(config);
     this.#memory = memory;
     this.#table = views.table;
     this.#availRing = views.avail;
@@ -410,7 +407,7 @@ export class SplitDevice implements DeviceQueue {
       memory: this.#memory,
       table: this.#table,
       size: this.size,
-      maxIndirect: this.#indirect ? this.#maxIndirect : 0,
+      maxIndirect: this.#maxIndirect,
     };
   }
 

@@ -265,7 +265,7 @@ export function page(map: SpecMap): string {
     "",
     "What virtio 1.4 and the virtqueue-state proposal require of rings, of the basic facilities, of the virtio-mmio transport and of the socket device, in our words; what in our code meets it; which tests prove it. `deno task check:spec` fails when a symbol or a test that is named here is gone.",
     "",
-    "In names of tests, `{a,b}` stands for each of them and `*` at the end for any ending. A driver requirement is met by our own driver side (`ring/` and `props/guest/`), or its breach is caught by the device.",
+    "In names of tests, `{a,b}` stands for each of them and `*` at the end for any ending. A driver requirement is met by our own driver side (`ring/` and `props/guest/`), or its breach is caught by the device. One entry may join statements that belong together. What is in bold is the word of the specification; entries without it describe how something works.",
     "",
     `Of ${all} requirements, ${tested} have code and a test, ${no_test} code without a test, ${left_out} are left out${
       pending === 0 ? "" : `, ${pending} are pending`

@@ -15,6 +15,17 @@ export {
   type SnapshotErrorCode,
 } from "./snapshot.ts";
 export { Diagnostics, type Log, type LogLevel } from "./diagnostics.ts";
+export { type MmioOptions, MmioTransport } from "./mmio.ts";
+export type { QueueStateAccess } from "./queue_state.ts";
+export {
+  type TransportFeatureOptions,
+  VIRTIO_F_QUEUE_STATE,
+  VIRTIO_F_SUSPEND,
+} from "./transport_features.ts";
+export {
+  VIRTIO_MMIO_QUEUE_AVAIL_STATE,
+  VIRTIO_MMIO_QUEUE_USED_STATE,
+} from "./virtio_mmio.ts";
 export {
   type DeviceModel,
   featureMask,
@@ -27,6 +38,7 @@ export {
   VIRTIO_CONFIG_S_FAILED,
   VIRTIO_CONFIG_S_FEATURES_OK,
   VIRTIO_CONFIG_S_NEEDS_RESET,
+  VIRTIO_CONFIG_S_SUSPEND,
   VirtioDevice,
   type VirtioDeviceOptions,
 } from "./virtio_device.ts";

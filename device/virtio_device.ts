@@ -1,5 +1,6 @@
 import { RingError } from "../ring/errors.ts";
 import { GuestMemory } from "../ring/memory.ts";
+import { decodeNotificationData } from "../ring/notify.ts";
 import { PackedDevice } from "../ring/packed_device.ts";
 import type { DeviceQueue, QueueState, RingFormat } from "../ring/queue.ts";
 import { SplitDevice } from "../ring/split_device.ts";
@@ -34,7 +35,6 @@ import {
   sealSnapshot,
 } from "./device_snapshot.ts";
 import { Diagnostics } from "./diagnostics.ts";
-import { decodeNotification } from "./notification.ts";
 import { type QueueStateAccess, QueueStateFacility } from "./queue_state.ts";
 import { type Plain, SnapshotError } from "./snapshot.ts";
 import {
@@ -527,7 +527,7 @@ export class VirtioDevice {
    * position, which is checked and has no other use here. What names no queue is counted.
    */
   notify(value: number): void {
-    const { queue, nextOff } = decodeNotification(value);
+    const { queue, nextOff } = decodeNotificationData(value);
     const index = this.#has(VIRTIO_F_NOTIF_CONFIG_DATA)
       ? this.#notifConfigData.indexOf(queue)
       : queue;

@@ -1,6 +1,12 @@
 import type { RingError } from "../../ring/errors.ts";
 import { GuestMemory } from "../../ring/memory.ts";
 import {
+  VIRTIO_F_NOTIF_CONFIG_DATA,
+  VIRTIO_F_NOTIFICATION_DATA,
+  VIRTIO_F_RING_RESET,
+} from "../../ring/virtio_ring.ts";
+import { refuseFeatures, VIRTIO_F_SUSPEND } from "../transport_features.ts";
+import {
   featureMask,
   type TransportPort,
   VIRTIO_CONFIG_S_ACKNOWLEDGE,
@@ -98,6 +104,14 @@ export type VhostUserSessionOptions = {
   inbandNotifications?: boolean;
 };
 
+/** Features of a device that have no meaning here. */
+const NOT_CARRIED: readonly number[] = [
+  VIRTIO_F_NOTIFICATION_DATA,
+  VIRTIO_F_NOTIF_CONFIG_DATA,
+  VIRTIO_F_RING_RESET, // and VIRTIO_F_QUEUE_STATE
+  VIRTIO_F_SUSPEND,
+];
+
 const PROTOCOL_FEATURES = featureMask(VHOST_USER_F_PROTOCOL_FEATURES);
 const LOG_ALL = featureMask(VHOST_F_LOG_ALL);
 /** Features of the session, of which the device knows nothing. */
@@ -130,12 +144,19 @@ export class VhostUserSession implements TransportPort {
   #ended = false;
   #closed = false;
 
-  /** Plugs `device`, which is in its state after reset and in no other transport, into `ports`. */
+  /**
+   * Plugs `device`, which is in its state after reset and in no other transport, into `ports`.
+   *
+   * @throws {TypeError} when it offers what vhost-user cannot carry: notifications with data, as a kick is
+   * bare; SUSPEND, as a front-end keeps the status; and bit 40. As VIRTIO_F_QUEUE_STATE real guests would
+   * take it for VIRTIO_F_RING_RESET, and that one a front-end does by its own means, if at all.
+   */
   constructor(
     device: VirtioDevice,
     ports: SessionPorts,
     options: VhostUserSessionOptions = {},
   ) {
+    refuseFeatures(device.offeredFeatures, NOT_CARRIED, "vhost-user");
     this.device = device;
     this.#ports = ports;
     const offered = [

@@ -7,10 +7,6 @@ import {
   VIRTIO_CONFIG_S_SUSPEND,
 } from "../../device/virtio_device.ts";
 import {
-  encodeNotification,
-  type NotificationData,
-} from "../../device/notification.ts";
-import {
   VIRTIO_MMIO_CONFIG,
   VIRTIO_MMIO_CONFIG_GENERATION,
   VIRTIO_MMIO_DEVICE_FEATURES,
@@ -199,14 +195,9 @@ export class MmioDriver {
     return (this.status & mask) === VIRTIO_CONFIG_S_SUSPEND;
   }
 
-  /** Notifies queue `index`, with VIRTIO_F_NOTIFICATION_DATA by all of it. */
-  kick(notification: number | NotificationData): void {
-    this.set(
-      VIRTIO_MMIO_QUEUE_NOTIFY,
-      typeof notification === "number"
-        ? notification
-        : encodeNotification(notification),
-    );
+  /** Notifies a queue by its index, with VIRTIO_F_NOTIFICATION_DATA by what its driver's queue tells. */
+  kick(notification: number): void {
+    this.set(VIRTIO_MMIO_QUEUE_NOTIFY, notification);
   }
 
   /** Reads why there is an interrupt and acknowledges it; bits without a meaning are left out. */

@@ -17,6 +17,7 @@ import type { QueueStateWords } from "../../ring/state.ts";
 import {
   VIRTIO_F_EVENT_IDX,
   VIRTIO_F_IN_ORDER,
+  VIRTIO_F_NOTIFICATION_DATA,
   VIRTIO_F_RING_PACKED,
   VIRTIO_F_VERSION_1,
 } from "../../ring/virtio_ring.ts";
@@ -198,6 +199,7 @@ export class MmioRig {
 
   readonly #eventIdx: boolean;
   readonly #inOrder: boolean;
+  readonly #notificationData: boolean;
   // Addresses of answers by queue and token.
   readonly #out: Map<string, number> = new Map();
 
@@ -234,6 +236,7 @@ export class MmioRig {
     this.#eventIdx = eventIdx;
     this.arena = new MemoryArena(this.memory);
     this.areas = sizes.map((size) => layOutQueue(this.arena, format, size));
+    this.#notificationData = accept.includes(VIRTIO_F_NOTIFICATION_DATA);
     this.#inOrder = accept.includes(VIRTIO_F_IN_ORDER);
     const config = { eventIdx, inOrder: this.#inOrder };
     this.queues = this.areas.map((areas) =>
@@ -296,7 +299,10 @@ export class MmioRig {
     if (token < 0) throw new TypeError(`Cannot send: queue ${index} is full`);
     this.#out.set(`${index} ${token}`, address + bytes.length);
     queue.publish();
-    if (queue.needsKick()) this.registers.kick(index);
+    if (!queue.needsKick()) return;
+    this.registers.kick(
+      this.#notificationData ? queue.notificationData(index) : index,
+    );
   }
 
   /** Lets the device work, takes its interrupt and reads all answers on queue `index`. */

@@ -5,24 +5,8 @@ import {
   VIRTIO_F_NOTIFICATION_DATA,
   VIRTIO_F_VERSION_1,
 } from "../ring/virtio_ring.ts";
-import { decodeNotification, encodeNotification } from "./notification.ts";
 import { featureMask } from "./transport_features.ts";
 import { VirtioDevice, type VirtioDeviceOptions } from "./virtio_device.ts";
-
-Deno.test("encodeNotification() lays out queue, next_off and next_wrap, and decodeNotification() reads them", () => {
-  const cases: [number, number, 0 | 1, number][] = [
-    [0, 0, 0, 0],
-    [0xffff, 0, 0, 0x0000ffff],
-    [0, 0x7fff, 0, 0x7fff0000],
-    [0, 0, 1, 0x80000000],
-    [2, 5, 1, 0x80050002],
-    [0xffff, 0x7fff, 1, 0xffffffff],
-  ];
-  for (const [queue, nextOff, nextWrap, word] of cases) {
-    assertEquals(encodeNotification({ queue, nextOff, nextWrap }), word);
-    assertEquals(decodeNotification(word), { queue, nextOff, nextWrap });
-  }
-});
 
 function kicks(
   options: VirtioDeviceOptions,

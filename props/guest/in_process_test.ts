@@ -303,7 +303,7 @@ Deno.test("InProcessGuest accepts the features that it knows, whatever else is o
   listener.close();
 });
 
-Deno.test("InProcessGuest refuses a ring that the device does not offer", () => {
+Deno.test("InProcessGuest refuses a device that is attached already", () => {
   const m = machine();
   assertThrows(
     () => new InProcessGuest({ device: m.vsock }),

@@ -435,3 +435,42 @@ Deno.test("A packed driver that makes descriptors available before they are used
     assertEquals([error.code, error.fatal], ["CHAIN_TOO_LONG_FOR_RING", true]);
   }
 });
+
+for (const format of FORMATS) {
+  Deno.test(`recover() takes any region over any ring, or refuses it (${format})`, () => {
+    let state = 7;
+    const random = (below: number) => {
+      state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
+      return Math.floor(state / 0x100000000 * below);
+    };
+    const outcomes = { taken: 0, refused: 0 };
+    for (let run = 0; run < 3000; run++) {
+      const { pair, bytes } = tracked(format, 4);
+      for (let i = 0; i < 6; i++) {
+        pair.add(random(2), 1);
+        pair.driver.publish();
+        const token = pair.pop();
+        if (token >= 0 && random(2) === 0) {
+          pair.device.push(token, 0);
+          pair.device.publish();
+          pair.driver.reclaim();
+        }
+      }
+      for (let hits = 1 + random(3); hits > 0; hits--) {
+        const ring = format === "split" ? PAIR_DEVICE_AREA : PAIR_RING;
+        if (random(4) === 0) pair.bytes[ring + random(64)] = random(256);
+        else bytes[8 + random(bytes.length - 8)] = random(2) * random(256);
+      }
+      try {
+        const device = backend(pair, bytes);
+        while (device.pop(pair.chain)) device.push(pair.chain.token, 0);
+        device.publish();
+        outcomes.taken++;
+      } catch (error) {
+        if (!(error instanceof RingError)) throw error;
+        outcomes.refused++;
+      }
+    }
+    assert(outcomes.taken > 300 && outcomes.refused > 300);
+  });
+}

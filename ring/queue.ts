@@ -47,7 +47,7 @@ export type InFlightBuffer = {
   id: number;
   /** Descriptors that it takes in the ring (an indirect one takes 1). */
   slots: number;
-  /** Its segments, readable ones first. */
+  /** Its segments, readable ones first; none where it was malformed, which it still is when restored. */
   descriptors: InFlightDescriptor[];
 };
 
@@ -99,7 +99,8 @@ export interface DeviceQueue {
    * Fetches the next available buffer into `chain`; false where there is none.
    *
    * A malformed buffer comes with `chain.fault` set and no segments: push its token with 0.
-   * A restored queue hands out its in-flight buffers first, in the order of their first fetch.
+   * A restored queue hands out its in-flight buffers first, in the order of their first fetch; one that
+   * was malformed then has a `BAD_QUEUE_STATE` fault.
    *
    * @throws {RingError} with `fatal` when the ring itself is broken; then at each further call.
    */

@@ -1,0 +1,315 @@
+import { Chain } from "../ring/chain.ts";
+import { GuestMemory } from "../ring/memory.ts";
+import { PackedDevice } from "../ring/packed_device.ts";
+import { PackedDriver } from "../ring/packed_driver.ts";
+import type {
+  DeviceQueue,
+  DriverQueue,
+  QueueConfig,
+  QueueState,
+} from "../ring/queue.ts";
+import { BufferList } from "../ring/queue.ts";
+import { SplitDevice } from "../ring/split_device.ts";
+import { SplitDriver } from "../ring/split_driver.ts";
+import { type Exposed, type QueueSetup, TABLE_ENTRIES } from "./queue_model.ts";
+import { Violation } from "./violation.ts";
+
+/** Longest segment, and the bytes between the starts of two: what lies between is watched. */
+export const MAX_SEGMENT = 24;
+const CELL = 32;
+const UNTOUCHED = 0xa5;
+
+/** Guest addresses: not 0, so that an address taken for an offset is seen. */
+const RING_START = 0x10_0000;
+const DATA_START = 0x4000_0000;
+
+/** What the driver puts into byte `i` of a readable segment at `address`. */
+function offered(generation: number, address: number, i: number): number {
+  return (generation * 167 + address * 7 + i * 31 + 13) & 0xff;
+}
+
+/** What the device puts into byte `i` of the writable part. */
+function answered(generation: number, i: number): number {
+  return (generation * 59 + i * 17 + 101) & 0xff;
+}
+
+/** Both sides of a queue over memory in one region, or in three of which two adjoin in the middle of a segment. */
+export class QueueRig {
+  /** The queue's. */
+  readonly config: QueueConfig;
+  /** All of it. */
+  readonly memory: GuestMemory;
+  /** Driver side; the same one all the time. */
+  readonly driver: DriverQueue;
+  /** Device side; another one after each restore. */
+  device: DeviceQueue;
+  /** Buffers of this device's fetches that came from a saved state. */
+  restored = 0;
+  readonly #format: "split" | "packed";
+  readonly #bytes: Uint8Array;
+  readonly #dataStart: number;
+  readonly #border: number;
+  readonly #belowAt: number;
+  readonly #aboveAt: number;
+  readonly #cells: number[] = [];
+  readonly #list: BufferList;
+  readonly #chains: Map<number, Chain> = new Map();
+  readonly #spare: Chain[] = [];
+
+  /** @param setup The queue's. */
+  constructor(setup: QueueSetup) {
+    const {
+      format,
+      size,
+      eventIdx,
+      indirect,
+      inOrder,
+      strongOrdering,
+      oneRegion,
+    } = setup;
+    this.#format = format;
+    const cells = size * TABLE_ENTRIES;
+    const below = (cells >> 1) * CELL + 16;
+    const above = cells * CELL - below;
+    const table = round(16 * size);
+    const driverArea = round(format === "split" ? 6 + 2 * size : 4);
+    const deviceArea = round(format === "split" ? 6 + 8 * size : 4);
+    const tables = indirect ? size * TABLE_ENTRIES * 16 : 0;
+    const ring = table + driverArea + deviceArea + tables;
+    if (oneRegion) {
+      const buffer = new ArrayBuffer(16 + ring + cells * CELL);
+      this.#bytes = new Uint8Array(buffer);
+      this.#belowAt = this.#aboveAt = 16 + ring;
+      this.#dataStart = RING_START + ring;
+      this.#border = Infinity;
+      this.memory = new GuestMemory([{
+        guestAddress: RING_START,
+        size: ring + cells * CELL,
+        buffer,
+        byteOffset: 16,
+      }]);
+    } else {
+      this.#aboveAt = 16;
+      const ringAt = this.#aboveAt + above;
+      this.#belowAt = ringAt + ring;
+      const buffer = new ArrayBuffer(this.#belowAt + below);
+      this.#bytes = new Uint8Array(buffer);
+      this.#dataStart = DATA_START;
+      this.#border = DATA_START + below;
+      this.memory = new GuestMemory([
+        { guestAddress: RING_START, size: ring, buffer, byteOffset: ringAt },
+        {
+          guestAddress: DATA_START,
+          size: below,
+          buffer,
+          byteOffset: this.#belowAt,
+        },
+        {
+          guestAddress: this.#border,
+          size: above,
+          buffer,
+          byteOffset: this.#aboveAt,
+        },
+      ]);
+    }
+    this.config = {
+      size,
+      descriptorArea: RING_START,
+      driverArea: RING_START + table,
+      deviceArea: RING_START + table + driverArea,
+      eventIdx,
+      indirect,
+      inOrder,
+      strongOrdering,
+    };
+    const address = RING_START + table + driverArea + deviceArea;
+    const options = indirect
+      ? { indirect: { address, entries: TABLE_ENTRIES } }
+      : {};
+    this.driver = format === "split"
+      ? new SplitDriver(this.memory, this.config, options)
+      : new PackedDriver(this.memory, this.config, options);
+    this.device = this.newDevice();
+    for (let i = 0; i < cells; i++) {
+      this.#cells.push(this.#dataStart + (cells - 1 - i) * CELL);
+    }
+    this.#list = new BufferList(Math.max(size, TABLE_ENTRIES));
+  }
+
+  /** Makes a device side over the ring, fresh or from a state. */
+  newDevice(state?: QueueState): DeviceQueue {
+    return this.#format === "split"
+      ? new SplitDevice(this.memory, this.config, state)
+      : new PackedDevice(this.memory, this.config, state);
+  }
+
+  /** Puts another device side in the place of this one. */
+  replaceDevice(device: DeviceQueue, restored: number): void {
+    this.device = device;
+    this.restored = restored;
+    this.#spare.push(...this.#chains.values());
+    this.#chains.clear();
+  }
+
+  /** Takes memory for `count` segments; undefined where there is none. */
+  takeCells(count: number): number[] | undefined {
+    return count > this.#cells.length ? undefined : this.#cells.splice(-count);
+  }
+
+  /** Gives memory back that was not offered. */
+  returnCells(cells: readonly number[]): void {
+    this.#cells.push(...cells);
+  }
+
+  /** Adds the buffer's segments, with their bytes filled; returns what `add()` returned. */
+  add({ generation, segments }: Omit<Exposed, "token">): number {
+    const list = this.#list.clear();
+    for (const { address, length, writable } of segments) {
+      for (let i = 0; i < CELL; i++) {
+        this.#bytes[this.#at(address + i)] = !writable && i < length
+          ? offered(generation, address, i)
+          : UNTOUCHED;
+      }
+      if (writable) list.addWritable(address, length);
+      else list.addReadable(address, length);
+    }
+    return this.driver.add(list);
+  }
+
+  /** Sends `count` buffers of one readable byte round, a ring at a time. */
+  goRound(count: number): void {
+    const { driver, device } = this;
+    const list = this.#list.clear().addReadable(this.#dataStart, 1);
+    const chain = new Chain(this.memory, 2);
+    let came = 0;
+    for (let left = count; left > 0; left -= this.config.size) {
+      const batch = Math.min(left, this.config.size);
+      for (let i = 0; i < batch; i++) driver.add(list);
+      driver.publish();
+      while (device.pop(chain)) device.push(chain.token, 0);
+      device.publish();
+      while (driver.reclaim() >= 0) came++;
+    }
+    if (came !== count) {
+      throw new Violation("exactly once", `${came} of ${count} came back`);
+    }
+  }
+
+  /** Fetches; the token, or -1. The chain is kept until the buffer is completed or given back. */
+  fetch(): number {
+    const chain = this.#spare.pop() ?? new Chain(this.memory, 2);
+    if (!this.device.pop(chain)) {
+      this.#spare.push(chain);
+      return -1;
+    }
+    this.#chains.set(chain.token, chain);
+    return chain.token;
+  }
+
+  /** Checks that the chain of a fetched buffer is what the driver offered, byte by byte. */
+  checkFetched({ token, generation, segments }: Exposed): void {
+    const chain = this.#chains.get(token)!;
+    if (chain.fault !== null) {
+      throw new Violation("bytes", `buffer ${token}: ${chain.fault.message}`);
+    }
+    const found: string[] = [];
+    for (let i = 0; i < chain.count; i++) {
+      const { guestAddress } = chain.memory.regions[chain.region[i]!]!;
+      const kind = i < chain.readable ? "r" : "w";
+      found.push(
+        `${kind}${guestAddress + chain.offset[i]!}+${chain.length[i]}`,
+      );
+    }
+    const expected: string[] = [];
+    for (const { address, length, writable } of segments) {
+      const kind = writable ? "w" : "r";
+      const below = Math.max(0, Math.min(length, this.#border - address));
+      if (below > 0) expected.push(`${kind}${address}+${below}`);
+      if (length > below) {
+        expected.push(`${kind}${address + below}+${length - below}`);
+      }
+    }
+    if (found.join() !== expected.join()) {
+      throw new Violation(
+        "bytes",
+        `buffer ${token} has segments ${found}, expected ${expected}`,
+      );
+    }
+    const bytes = new Uint8Array(chain.readableBytes + 1);
+    const count = chain.read(bytes);
+    let at = 0;
+    for (const { address, length, writable } of segments) {
+      for (let i = 0; i < length && !writable; i++, at++) {
+        if (bytes[at] !== offered(generation, address, i)) {
+          throw new Violation("bytes", `buffer ${token}: readable byte ${at}`);
+        }
+      }
+    }
+    if (count !== at) {
+      throw new Violation(
+        "bytes",
+        `buffer ${token} gives ${count} readable bytes, expected ${at}`,
+      );
+    }
+  }
+
+  /** Gives a fetched buffer back to the ring. */
+  unpop(token: number): void {
+    this.device.unpop(token);
+    this.#drop(token);
+  }
+
+  /** Writes `written` bytes and completes the buffer. */
+  complete({ token, generation }: Exposed, written: number): void {
+    const bytes = new Uint8Array(written);
+    for (let i = 0; i < written; i++) bytes[i] = answered(generation, i);
+    const fitted = this.#chains.get(token)!.write(bytes);
+    if (fitted !== written) {
+      throw new Violation(
+        "bytes",
+        `buffer ${token} has room for ${fitted} bytes, expected ${written}`,
+      );
+    }
+    this.device.push(token, written);
+    this.#drop(token);
+  }
+
+  /** Checks that a reclaimed buffer holds what was written, and nothing else was touched; frees its memory. */
+  checkReclaimed({ token, generation, segments, written }: Exposed): void {
+    let at = 0;
+    for (const { address, length, writable } of segments) {
+      for (let i = 0; i < CELL; i++) {
+        let expected = UNTOUCHED;
+        if (i < length && !writable) expected = offered(generation, address, i);
+        if (i < length && writable) {
+          if (at < written) expected = answered(generation, at);
+          at++;
+        }
+        const found = this.#bytes[this.#at(address + i)];
+        if (found !== expected) {
+          const kind = writable ? "writable" : "readable";
+          throw new Violation(
+            !writable || i >= length ? "memory is left alone" : "bytes",
+            `buffer ${token}: byte ${i} of a ${kind} segment of ${length} is ${found}, expected ${expected}`,
+          );
+        }
+      }
+      this.#cells.unshift(address);
+    }
+  }
+
+  #drop(token: number): void {
+    this.#spare.push(this.#chains.get(token)!);
+    this.#chains.delete(token);
+  }
+
+  #at(address: number): number {
+    return address < this.#border
+      ? this.#belowAt + address - this.#dataStart
+      : this.#aboveAt + address - this.#border;
+  }
+}
+
+function round(bytes: number): number {
+  return Math.ceil(bytes / 16) * 16;
+}

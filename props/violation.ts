@@ -1,0 +1,35 @@
+/**
+ * An invariant that did not hold.
+ *
+ * `invariant` names it in a few words, `message` says what was seen.
+ */
+export class Violation extends Error {
+  /** Name of the invariant. */
+  readonly invariant: string;
+
+  /** @param invariant Its name. @param message What was seen instead. */
+  constructor(invariant: string, message: string) {
+    super(`${invariant}: ${message}`);
+    this.name = "Violation";
+    this.invariant = invariant;
+  }
+}
+
+/** Throws a {@link Violation} of `invariant` unless `found` is `expected`. */
+export function expectSame(
+  invariant: string,
+  what: string,
+  found: unknown,
+  expected: unknown,
+): void {
+  if (found !== expected) {
+    throw new Violation(
+      invariant,
+      `${what} is ${show(found)}, expected ${show(expected)}`,
+    );
+  }
+}
+
+function show(value: unknown): string {
+  return typeof value === "object" ? JSON.stringify(value) : String(value);
+}

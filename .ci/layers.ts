@@ -109,6 +109,9 @@ function isRelative(specifier: string): boolean {
   return specifier.startsWith("./") || specifier.startsWith("../");
 }
 
+/** Tests, and the files beside them that they share. */
+const TEST = /(_test|\/_fixture|\/_test_[a-z0-9_]+)\.ts$/;
+
 /** The rule that an import breaks, or undefined if it breaks none. */
 function brokenRule(edge: Edge): string | undefined {
   const from = roomOf(edge.from);
@@ -116,7 +119,7 @@ function brokenRule(edge: Edge): string | undefined {
   if (from === undefined || room === undefined) {
     return "every module belongs to a folder that the check knows";
   }
-  const isTest = edge.from.endsWith("_test.ts");
+  const isTest = TEST.test(edge.from);
   if (!isRelative(edge.specifier)) {
     if (room.shipped && !isTest) {
       return "shipped code has relative imports only";
@@ -127,6 +130,9 @@ function brokenRule(edge: Edge): string | undefined {
   }
   if (edge.error !== undefined) return edge.error;
   if (edge.to.endsWith("_test.ts")) return "nothing imports a test";
+  if (!isTest && TEST.test(edge.to)) {
+    return "only tests import what tests share";
+  }
   const to = roomOf(edge.to);
   if (to === undefined) return "leads out of the known folders";
   if (isTest && to === "guest") return undefined;

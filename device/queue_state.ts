@@ -66,15 +66,14 @@ type Entry = {
  * The virtqueue state facility: when a driver may set and get the two words of each queue, and what
  * they are in the meantime.
  *
- * The proposal's rules and where they are:
+ * Where the proposal's rules are kept:
  *
- * - "a driver MUST set the state of each virtqueue after setting the FEATURE_OK status bit but before
- *   setting the DRIVER_OK status bit": {@link QueueStateFacility.problem} for anything sooner or later,
- *   {@link QueueStateFacility.stateToStart} for a queue whose state was not set.
- * - "a driver MUST reset the device before getting the virtqueue state": `problem`, again.
- * - "a device MUST NOT clear the queue state upon reset": {@link QueueStateFacility.reset}.
- * - "and MUST reset the queue state when the driver sets ACKNOWLEDGE status bit":
- *   {@link QueueStateFacility.acknowledge}.
+ * | rule | kept by |
+ * |---|---|
+ * | the driver sets every queue's state between FEATURES_OK and DRIVER_OK | {@link QueueStateFacility.problem} refuses it sooner and later, {@link QueueStateFacility.wordsToStart} a queue without one |
+ * | the driver resets before it reads a state | `problem` |
+ * | a reset leaves the states alone | {@link QueueStateFacility.reset} |
+ * | ACKNOWLEDGE clears them | {@link QueueStateFacility.acknowledge} |
  */
 export class QueueStateFacility {
   /** Format of the rings that the kept states are of; null where none are. */

@@ -342,6 +342,31 @@ Deno.test("queue state: another device goes on with the same driver", () => {
   }
 });
 
+Deno.test("queue state: another device does not take a ring for new that stands where new ones do", () => {
+  for (const eventIdx of [false, true]) {
+    // Eight buffers of two descriptors: two laps of a ring of eight.
+    const source = rig("packed", { eventIdx });
+    source.start(initial("packed"));
+    for (let i = 0; i < 8; i++) {
+      source.send(0, `${i}`);
+      assertEquals(source.receive(0), [`${i}`]);
+    }
+    source.registers.reset();
+    assertEquals(source.states()[0], initialWords("packed"));
+    const target = rig("packed", { eventIdx });
+    target.memory = source.memory;
+    target.start(initial("packed"));
+    // Nothing was ever sent on queue 1.
+    assertEquals(
+      target.model.events.slice(-2),
+      eventIdx ? ["start 0", "start 1"] : ["start 0", "start 1 fresh"],
+    );
+    source.send(0, "more");
+    target.model.process();
+    assertEquals(source.receive(0), ["more"]);
+  }
+});
+
 Deno.test("queue state: buffers in flight are rewound where nothing overtook them", () => {
   for (const format of FORMATS) {
     const r = running(format, 2);

@@ -258,6 +258,9 @@ function add(
       `add() took ${slots} of ${model.free} free descriptors`,
     );
   }
+  if (model.setup.format === "packed") {
+    rig.spoilIds(model.published + model.places(model.staged), slots);
+  }
   model.add({ token, ...buffer });
   if (model.isIndirect(lengths.length)) run.indirect = true;
   return `buffer ${token}`;

@@ -136,6 +136,7 @@ type Case = {
   format: RingFormat;
   eventIdx: boolean;
   indirect: boolean;
+  inOrder?: boolean;
   /** Where the device area counts as in the log; undefined for its own address, -1 for nowhere. */
   logAddress?: number;
 };
@@ -162,7 +163,7 @@ class LoggedRig {
 
   constructor(ring: Case, seed: number) {
     this.#seed = seed;
-    const { format, eventIdx, indirect } = ring;
+    const { format, eventIdx, indirect, inOrder = false } = ring;
     // Areas that cross pages, as those of large queues do.
     this.config = {
       size: SIZE,
@@ -171,6 +172,7 @@ class LoggedRig {
       deviceArea: RINGS.guestAddress + (format === "split" ? 0x5f08 : 0x5ffc),
       eventIdx,
       indirect,
+      inOrder,
     };
     this.logAddress = ring.logAddress ?? this.config.deviceArea;
     const options = indirect
@@ -298,7 +300,7 @@ function check(name: string, { format, ...rest }: Case): void {
           assertEquals(chain.fault, null);
           held.push({ chain, order: ++fetched });
         }
-        // Some of what is held goes back, some is completed, in any order.
+        // Some of what is held goes back, some is completed, in any order that is lawful.
         for (
           let n = rig.random(3);
           n > 0 && held.at(-1)?.order === fetched;
@@ -308,9 +310,14 @@ function check(name: string, { format, ...rest }: Case): void {
           fetched--;
         }
         for (let n = rig.random(held.length + 1); n > 0; n--) {
-          const { chain } = held.splice(rig.random(held.length), 1)[0]!;
+          const { chain } = held.splice(
+            rest.inOrder ? 0 : rig.random(held.length),
+            1,
+          )[0]!;
           const written = rig.random(3) === 0
             ? 0
+            : rest.inOrder && rig.random(2) === 0
+            ? chain.writableBytes
             : rig.random(chain.writableBytes + 1);
           rig.write(chain, written);
           queue.push(chain.token, written);
@@ -334,6 +341,12 @@ function check(name: string, { format, ...rest }: Case): void {
 for (const format of ["split", "packed"] as const) {
   check("plain", { format, eventIdx: false, indirect: false });
   check("event index and tables", { format, eventIdx: true, indirect: true });
+  check("in order", {
+    format,
+    eventIdx: true,
+    indirect: false,
+    inOrder: true,
+  });
   // "this value might be outside the legal guest physical address range"
   const logAddress = 0x20_0ff4;
   check("ring elsewhere", {

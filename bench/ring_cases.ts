@@ -1,0 +1,235 @@
+import { Chain, type DeviceQueue, type RingFormat } from "../ring/mod.ts";
+import { check } from "./check.ts";
+import {
+  type NaiveDevice,
+  type NaiveDriver,
+  NaivePackedDevice,
+  NaivePackedDriver,
+  type NaiveSegment,
+  NaiveSplitDevice,
+  NaiveSplitDriver,
+} from "./naive_ring.ts";
+import { type ReplayDriver, replayDriver } from "./replay_driver.ts";
+import {
+  QUEUE_SIZE,
+  READABLE_BYTES,
+  RingMemory,
+  WRITABLE_BYTES,
+} from "./ring_memory.ts";
+
+/** Buffers that one iteration of a ring benchmark moves. */
+export const RING_BUFFERS = 4096;
+
+/** Bytes that the device says it wrote. */
+const WRITTEN = 7;
+
+/** What the batch of a benchmark is called: `full` is as many buffers as fit. */
+const BATCHES: readonly [string, number][] = [
+  ["b1", 1],
+  ["b32", 32],
+  ["full", QUEUE_SIZE],
+];
+
+/** The device side of a queue over `laps` laps, in batches of `batch`. */
+function serve(
+  device: DeviceQueue,
+  chain: Chain,
+  driver: ReplayDriver,
+  batch: number,
+  laps: number,
+): void {
+  let moved = 0;
+  let interrupts = 0;
+  let bytes = 0;
+  for (let lap = 0; lap < laps; lap++) {
+    driver.beginLap();
+    for (let left = driver.buffers; left > 0; left -= batch) {
+      driver.offer(batch);
+      while (device.pop(chain)) {
+        bytes += chain.readableBytes + chain.writableBytes;
+        device.push(chain.token, WRITTEN);
+        moved++;
+      }
+      device.publish();
+      if (device.needsInterrupt()) interrupts++;
+    }
+    driver.checkLap(WRITTEN);
+  }
+  checkMoved(moved, interrupts, bytes, batch);
+}
+
+function serveNaive(
+  device: NaiveDevice,
+  driver: ReplayDriver,
+  batch: number,
+  laps: number,
+): void {
+  let moved = 0;
+  let interrupts = 0;
+  let bytes = 0;
+  for (let lap = 0; lap < laps; lap++) {
+    driver.beginLap();
+    for (let left = driver.buffers; left > 0; left -= batch) {
+      driver.offer(batch);
+      for (;;) {
+        const buffer = device.pop();
+        if (buffer === null) break;
+        for (const { length } of buffer.segments) bytes += length;
+        device.push(buffer, WRITTEN);
+        moved++;
+      }
+      if (device.needsInterrupt()) interrupts++;
+    }
+    driver.checkLap(WRITTEN);
+  }
+  checkMoved(moved, interrupts, bytes, batch);
+}
+
+function checkMoved(
+  moved: number,
+  notifications: number,
+  bytes: number,
+  batch: number,
+): void {
+  check("buffers", moved, RING_BUFFERS);
+  check("notifications", notifications, RING_BUFFERS / batch);
+  check("bytes", bytes, RING_BUFFERS * (READABLE_BYTES + WRITABLE_BYTES));
+}
+
+/** Registers `ring/FORMAT/pop_push/...`: the device side alone. */
+export function benchPopPush(format: RingFormat): void {
+  for (const indirect of [false, true]) {
+    for (const [label, wanted] of BATCHES) {
+      const kind = indirect ? "/indirect" : "";
+      const group = `ring/${format}/pop_push/q${QUEUE_SIZE}/${label}${kind}`;
+      const ring = new RingMemory(format, indirect);
+      const batch = Math.min(wanted, ring.buffers);
+      const laps = RING_BUFFERS / ring.buffers;
+      const driver = replayDriver(ring);
+      const device = ring.device();
+      const chain = new Chain(ring.memory);
+      Deno.bench(group, { group }, () => {
+        serve(device, chain, driver, batch, laps);
+      });
+
+      const other = new RingMemory(format, indirect);
+      const otherDriver = replayDriver(other);
+      const naive = format === "split"
+        ? new NaiveSplitDevice(other.place)
+        : new NaivePackedDevice(other.place);
+      Deno.bench(`${group}/naive`, { group, baseline: true }, () => {
+        serveNaive(naive, otherDriver, batch, laps);
+      });
+    }
+  }
+}
+
+/** Both sides of a queue in one thread. */
+function roundTrip(ring: RingMemory, batch: number): () => void {
+  const driver = ring.driver();
+  const device = ring.device();
+  const chain = new Chain(ring.memory);
+  const lists = Array.from({ length: batch }, (_, i) => ring.list(i));
+  return () => {
+    let moved = 0;
+    let notifications = 0;
+    let bytes = 0;
+    for (let left = RING_BUFFERS; left > 0; left -= batch) {
+      for (let i = 0; i < batch; i++) driver.add(lists[i]!);
+      driver.publish();
+      if (driver.needsKick()) notifications++;
+      while (device.pop(chain)) {
+        bytes += chain.readableBytes + chain.writableBytes;
+        device.push(chain.token, WRITTEN);
+      }
+      device.publish();
+      if (device.needsInterrupt()) notifications++;
+      if (device.armKicks()) throw new Error("a buffer was left");
+      while (driver.reclaim() >= 0) {
+        if (driver.usedLength === WRITTEN) moved++;
+      }
+      if (driver.armInterrupts()) throw new Error("a buffer was left");
+    }
+    checkMoved(moved, notifications / 2, bytes, batch);
+  };
+}
+
+function naiveRoundTrip(ring: RingMemory, batch: number): () => void {
+  const split = ring.format === "split";
+  const driver: NaiveDriver = split
+    ? new NaiveSplitDriver(ring.place)
+    : new NaivePackedDriver(ring.place);
+  const device: NaiveDevice = split
+    ? new NaiveSplitDevice(ring.place)
+    : new NaivePackedDevice(ring.place);
+  const lists: NaiveSegment[][] = Array.from({ length: batch }, (_, i) => [
+    { address: ring.address(i), length: READABLE_BYTES, writable: false },
+    {
+      address: ring.address(i) + READABLE_BYTES,
+      length: WRITABLE_BYTES,
+      writable: true,
+    },
+  ]);
+  const words = new Uint16Array(ring.buffer);
+  const { size, driver: driverArea, device: deviceArea } = ring.place;
+  // Where each side says how far it is; a batch begins at the same position on both.
+  const kickEvent = split ? deviceArea / 2 + 2 + size * 4 : deviceArea / 2;
+  const callEvent = split ? driverArea / 2 + 2 + size : driverArea / 2;
+  if (!split) words[driverArea / 2 + 1] = words[deviceArea / 2 + 1] = 2;
+  let position = split ? 0 : 0x8000;
+  const advance = () => {
+    if (split) position = (position + batch) & 0xffff;
+    else {
+      const next = (position & 0x7fff) + batch * 2;
+      position = next < size
+        ? position & 0x8000 | next
+        : (position & 0x8000 ^ 0x8000) | next - size;
+    }
+    Atomics.store(words, kickEvent, position);
+    Atomics.store(words, callEvent, position);
+  };
+  Atomics.store(words, kickEvent, position);
+  Atomics.store(words, callEvent, position);
+  return () => {
+    let moved = 0;
+    let notifications = 0;
+    let bytes = 0;
+    for (let left = RING_BUFFERS; left > 0; left -= batch) {
+      for (let i = 0; i < batch; i++) driver.add(lists[i]!);
+      if (driver.needsKick()) notifications++;
+      for (;;) {
+        const buffer = device.pop();
+        if (buffer === null) break;
+        for (const { length } of buffer.segments) bytes += length;
+        device.push(buffer, WRITTEN);
+      }
+      if (device.needsInterrupt()) notifications++;
+      for (;;) {
+        const used = driver.reclaim();
+        if (used === null) break;
+        if (used.length === WRITTEN) moved++;
+      }
+      advance();
+    }
+    checkMoved(moved, notifications / 2, bytes, batch);
+  };
+}
+
+/** Registers `ring/FORMAT/round_trip/...`: driver and device in one thread. */
+export function benchRoundTrip(format: RingFormat): void {
+  for (const [label, wanted] of BATCHES) {
+    const group = `ring/${format}/round_trip/q${QUEUE_SIZE}/${label}`;
+    for (const indirect of [false, true]) {
+      const ring = new RingMemory(format, indirect);
+      const batch = Math.min(wanted, ring.buffers);
+      const name = indirect ? `${group}/indirect` : group;
+      Deno.bench(name, { group }, roundTrip(ring, batch));
+    }
+    const ring = new RingMemory(format, false);
+    Deno.bench(
+      `${group}/naive`,
+      { group, baseline: true },
+      naiveRoundTrip(ring, Math.min(wanted, ring.buffers)),
+    );
+  }
+}

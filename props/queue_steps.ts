@@ -273,9 +273,7 @@ function fetch(count: number, model: QueueModel, rig: QueueRig): string {
     const expected = model.next;
     if (token !== (expected?.token ?? -1)) {
       throw new Violation(
-        expected === undefined || model.owners.get(token) !== undefined
-          ? "fetch order"
-          : "progress",
+        token < 0 ? "progress" : "fetch order",
         `pop() gave ${token < 0 ? "nothing" : `buffer ${token}`}, expected ${
           expected === undefined ? "nothing" : `buffer ${expected.token}`
         }`,

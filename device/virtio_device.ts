@@ -2,7 +2,12 @@ import { RingError } from "../ring/errors.ts";
 import { GuestMemory } from "../ring/memory.ts";
 import { decodeNotificationData } from "../ring/notify.ts";
 import { PackedDevice } from "../ring/packed_device.ts";
-import type { DeviceQueue, QueueState, RingFormat } from "../ring/queue.ts";
+import type {
+  DeviceQueue,
+  QueueConfig,
+  QueueState,
+  RingFormat,
+} from "../ring/queue.ts";
 import { SplitDevice } from "../ring/split_device.ts";
 import {
   VIRTIO_F_EVENT_IDX,
@@ -334,6 +339,11 @@ export class VirtioDevice {
     return { ...this.#slot(index).setup };
   }
 
+  /** What queue `index` is made of when it is started now: its setup, and what was negotiated. */
+  queueConfig(index: number): QueueConfig {
+    return this.#configOf(this.#slot(index).setup);
+  }
+
   /**
    * Configures queue `index`; what is left out stays as it is.
    *
@@ -362,15 +372,23 @@ export class VirtioDevice {
    * Starts queue `index` in `state`, or in the initial state with null. It is given to the model
    * once it is enabled.
    *
+   * What `track` makes of the new queue takes its place until it is stopped, behind whatever
+   * {@link VirtioDevice.wrapQueues} puts before it.
+   *
    * @throws {TypeError} when it is running already.
    * @throws {RingError} when its size, its addresses or the state are not valid.
    */
-  startQueue(index: number, state: QueueState | null): void {
+  startQueue(
+    index: number,
+    state: QueueState | null,
+    track?: (queue: PackedDevice | SplitDevice) => DeviceQueue,
+  ): void {
     const slot = this.#slot(index);
     if (slot.queue !== null) {
       throw new TypeError(`Cannot start queue ${index}: it is running`);
     }
-    slot.queue = this.#makeQueue(slot.setup, state);
+    const queue = this.#makeQueue(slot.setup, state);
+    slot.queue = track?.(queue) ?? queue;
     slot.outer = this.#wrap?.(index, slot.queue) ?? slot.queue;
     slot.fresh = state === null;
     slot.broken = false;
@@ -853,16 +871,20 @@ export class VirtioDevice {
     setup: QueueSetup,
     state: QueueState | null,
   ): PackedDevice | SplitDevice {
-    const config = {
+    const config = this.#configOf(setup);
+    return this.ringFormat === "packed"
+      ? new PackedDevice(this.#memory, config, state ?? undefined)
+      : new SplitDevice(this.#memory, config, state ?? undefined);
+  }
+
+  #configOf(setup: QueueSetup): QueueConfig {
+    return {
       ...setup,
       eventIdx: this.#has(VIRTIO_F_EVENT_IDX),
       indirect: this.#has(VIRTIO_F_INDIRECT_DESC),
       inOrder: this.#has(VIRTIO_F_IN_ORDER),
       strongOrdering: this.#strongOrdering,
     };
-    return this.ringFormat === "packed"
-      ? new PackedDevice(this.#memory, config, state ?? undefined)
-      : new SplitDevice(this.#memory, config, state ?? undefined);
   }
 
   #has(bit: number): boolean {

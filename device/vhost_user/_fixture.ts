@@ -58,6 +58,8 @@ export class SumModel implements DeviceModel {
   served = 0;
   /** Keeps what it fetches, also when it should give it back. */
   keep = false;
+  /** Tokens of what it keeps. */
+  readonly kept: number[] = [];
   readonly queues: (DeviceQueue | null)[] = [null, null, null];
   host: VirtioDevice | null = null;
 
@@ -89,7 +91,10 @@ export class SumModel implements DeviceModel {
     try {
       while (queue.pop(chain)) {
         this.served++;
-        if (this.keep) continue;
+        if (this.keep) {
+          this.kept.push(chain.token);
+          continue;
+        }
         let sum = 0;
         const { regions } = device.memory;
         for (let i = 0; i < chain.readable; i++) {
@@ -128,6 +133,8 @@ export class FakePorts implements SessionPorts {
   readonly calls: number[] = [0, 0, 0];
   readonly errors: number[] = [0, 0, 0];
   readonly replies: Uint8Array[] = [];
+  /** Files that went with replies. */
+  readonly replyFiles: ArrayBuffer[] = [];
   readonly backendRequests: Uint8Array[] = [];
   failMap = false;
   readonly log: string[] = [];
@@ -161,13 +168,16 @@ export class FakePorts implements SessionPorts {
     }
     this.mapped++;
     this.log.push(`map ${size}@${offset}`);
-    // Tests share one buffer between both sides, so a region is a whole file.
-    if (offset !== 0 || size !== file.byteLength) {
-      throw new Error("the fixture maps whole files");
+    // Tests share one buffer between both sides, so a region begins where its file does.
+    if (offset !== 0) {
+      throw new Error("the fixture maps files from their beginning on");
     }
+    return this.#mapping(file);
+  }
+  #mapping(buffer: ArrayBuffer): MappedMemory {
     let released = false;
     return {
-      buffer: file,
+      buffer,
       hostAddress: 0,
       release: () => {
         if (released) throw new Error("a mapping was released twice");
@@ -177,8 +187,13 @@ export class FakePorts implements SessionPorts {
       },
     };
   }
-  allocate(): never {
-    throw new Error("not used");
+  allocate(size: number): { memory: MappedMemory; fd: number } {
+    if (this.failMap) {
+      throw new VhostUserError("MAP_FAILED", "Memory access", "no memory");
+    }
+    const file = new ArrayBuffer(size);
+    this.mapped++;
+    return { memory: this.#mapping(file), fd: this.newFd(file) };
   }
   setKick(index: number, fd: number): void {
     this.#hold(`kick ${index}`, fd);
@@ -202,8 +217,12 @@ export class FakePorts implements SessionPorts {
     this.backendRequests.push(message);
     return this.held.has("channel");
   }
-  reply(message: Uint8Array, _fds: readonly number[]): void {
+  reply(message: Uint8Array, fds: readonly number[]): void {
     this.replies.push(message);
+    for (const fd of fds) {
+      if (!this.open.has(fd)) throw new Error(`descriptor ${fd} is closed`);
+      this.replyFiles.push(this.files.get(fd)!);
+    }
   }
   closeFd(fd: number): void {
     this.#consume(fd);
@@ -220,6 +239,7 @@ export const ALL_PROTOCOL_FEATURES: bigint = [
   vu.VHOST_USER_PROTOCOL_F_REPLY_ACK,
   vu.VHOST_USER_PROTOCOL_F_BACKEND_REQ,
   vu.VHOST_USER_PROTOCOL_F_CONFIG,
+  vu.VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD,
   vu.VHOST_USER_PROTOCOL_F_RESET_DEVICE,
   vu.VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS,
   vu.VHOST_USER_PROTOCOL_F_STATUS,
@@ -228,7 +248,11 @@ export const ALL_PROTOCOL_FEATURES: bigint = [
 export const PROTOCOL_FEATURES: bigint = ALL_PROTOCOL_FEATURES &
   ~featureMask(vu.VHOST_USER_PROTOCOL_F_STATUS);
 
-export type RigOptions = VhostUserSessionOptions & { ring?: RingChoice };
+export type RigOptions = VhostUserSessionOptions & {
+  ring?: RingChoice;
+  /** The guest's memory, from a rig before. */
+  memory?: ArrayBuffer;
+};
 
 /** A device, its session, and a front-end that talks to it in bytes. */
 export class Rig {
@@ -238,16 +262,18 @@ export class Rig {
   readonly device: VirtioDevice;
   readonly session: VhostUserSession;
   readonly assembler: MessageAssembler = new MessageAssembler();
-  readonly memory: ArrayBuffer = new ArrayBuffer(REGION_BYTES);
-  readonly guest: GuestMemory = new GuestMemory([
-    { guestAddress: GUEST_BASE, size: REGION_BYTES, buffer: this.memory },
-  ]);
+  readonly memory: ArrayBuffer;
+  readonly guest: GuestMemory;
 
   constructor(options: RigOptions = {}) {
     this.device = new VirtioDevice(this.model, {
       ring: options.ring ?? "auto",
       diagnostics: new Diagnostics((_level, text) => this.lines.push(text)),
     });
+    this.memory = options.memory ?? new ArrayBuffer(REGION_BYTES);
+    this.guest = new GuestMemory([
+      { guestAddress: GUEST_BASE, size: REGION_BYTES, buffer: this.memory },
+    ]);
     this.model.host = this.device;
     this.session = new VhostUserSession(this.device, this.ports, options);
   }

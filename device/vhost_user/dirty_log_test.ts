@@ -347,7 +347,7 @@ for (const format of ["split", "packed"] as const) {
     indirect: false,
     inOrder: true,
   });
-  // "this value might be outside the legal guest physical address range"
+  // A ring may be logged at an address where the guest has no memory.
   const logAddress = 0x20_0ff4;
   check("ring elsewhere", {
     format,

@@ -26,6 +26,7 @@ export type VhostUserErrorCode =
   | "RING_NOT_IN_MEMORY"
   | "BAD_RING"
   | "BAD_VRING_BASE"
+  | "BAD_INFLIGHT_REGION"
   | "BUFFERS_LOST"
   | "NO_LOG"
   // This side.

@@ -1,5 +1,6 @@
 import type { RingError } from "../../ring/errors.ts";
 import { GuestMemory } from "../../ring/memory.ts";
+import type { RingFormat } from "../../ring/queue.ts";
 import {
   VIRTIO_F_NOTIF_CONFIG_DATA,
   VIRTIO_F_NOTIFICATION_DATA,
@@ -27,6 +28,7 @@ import {
   VHOST_USER_F_PROTOCOL_FEATURES,
   VHOST_USER_GET_CONFIG,
   VHOST_USER_GET_FEATURES,
+  VHOST_USER_GET_INFLIGHT_FD,
   VHOST_USER_GET_MAX_MEM_SLOTS,
   VHOST_USER_GET_PROTOCOL_FEATURES,
   VHOST_USER_GET_QUEUE_NUM,
@@ -37,6 +39,7 @@ import {
   VHOST_USER_PROTOCOL_F_CONFIG,
   VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS,
   VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS,
+  VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD,
   VHOST_USER_PROTOCOL_F_LOG_SHMFD,
   VHOST_USER_PROTOCOL_F_MQ,
   VHOST_USER_PROTOCOL_F_REPLY_ACK,
@@ -49,6 +52,7 @@ import {
   VHOST_USER_SET_BACKEND_REQ_FD,
   VHOST_USER_SET_CONFIG,
   VHOST_USER_SET_FEATURES,
+  VHOST_USER_SET_INFLIGHT_FD,
   VHOST_USER_SET_LOG_BASE,
   VHOST_USER_SET_LOG_FD,
   VHOST_USER_SET_MEM_TABLE,
@@ -74,6 +78,7 @@ import {
 } from "./memory_table.ts";
 import {
   encodeConfig,
+  encodeInflight,
   encodeReply,
   encodeRequest,
   encodeU64,
@@ -89,6 +94,7 @@ import {
   parseVringState,
   type VhostUserMessage,
 } from "./message.ts";
+import { InflightMemory } from "./_inflight.ts";
 import { Logging } from "./_logging.ts";
 import type { SessionPorts } from "./ports.ts";
 import { ReceivedFds } from "./_received_fds.ts";
@@ -136,6 +142,7 @@ export class VhostUserSession implements TransportPort {
   readonly #ports: SessionPorts;
   readonly #vrings: Vrings;
   readonly #logging: Logging;
+  readonly #inflight: InflightMemory;
   #table: MemoryTable = new MemoryTable();
   #protocolFeatures = 0n;
   /** Features as SET_FEATURES brought them; null before. */
@@ -143,6 +150,8 @@ export class VhostUserSession implements TransportPort {
   #hasChannel = false;
   #ended = false;
   #closed = false;
+  /** A descriptor that goes with the next reply; -1 for none. */
+  #replyFd = -1;
 
   /**
    * Plugs `device`, which is in its state after reset and in no other transport, into `ports`.
@@ -165,6 +174,7 @@ export class VhostUserSession implements TransportPort {
       VHOST_USER_PROTOCOL_F_REPLY_ACK,
       VHOST_USER_PROTOCOL_F_BACKEND_REQ,
       VHOST_USER_PROTOCOL_F_CONFIG,
+      VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD,
       VHOST_USER_PROTOCOL_F_RESET_DEVICE,
       VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS,
       VHOST_USER_PROTOCOL_F_STATUS,
@@ -176,7 +186,9 @@ export class VhostUserSession implements TransportPort {
       (bits, bit) => bits | featureMask(bit),
       0n,
     );
+    this.#inflight = new InflightMemory(ports);
     this.#vrings = new Vrings(device, ports, {
+      inflight: this.#inflight,
       beforeStart: () => this.#acceptFeatures(),
       callInBand: (index) => {
         this.#sendInBand(VHOST_USER_BACKEND_VRING_CALL, index);
@@ -192,7 +204,7 @@ export class VhostUserSession implements TransportPort {
 
   /**
    * True when some ring runs without a descriptor for kicks and without in-band ones: the host then
-   * calls {@link VhostUserSession.poll} now and then, "polling should be used instead of waiting".
+   * calls {@link VhostUserSession.poll} now and then, since nobody will wake it.
    */
   get polling(): boolean {
     return !this.#has(VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS) &&
@@ -245,6 +257,7 @@ export class VhostUserSession implements TransportPort {
     this.#ended = true;
     this.device.reset();
     this.#logging.close();
+    this.#inflight.release();
     this.device.connect(null);
     this.device.setMemory(new GuestMemory([]));
     for (const region of this.#table.regions) region.mapping.release();
@@ -304,15 +317,28 @@ export class VhostUserSession implements TransportPort {
           () => `request ${request} brought ${unused} descriptors too many`,
         );
       }
-      if (reply !== null) {
-        this.#ports.reply(encodeReply(request, reply), []);
-      } else this.#acknowledge(message, 0);
+      if (reply !== null) this.#reply(request, reply);
+      else this.#acknowledge(message, 0);
     } catch (error) {
       if (!(error instanceof VhostUserError)) throw error;
       this.#fault(error.code, () => error.message);
       if (request === VHOST_USER_GET_CONFIG) {
-        // "uses zero length of payload to indicate an error"
+        // An empty payload stands for a refusal.
         this.#ports.reply(encodeReply(request), []);
+        return;
+      }
+      if (
+        request === VHOST_USER_GET_INFLIGHT_FD &&
+        this.#has(VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD)
+      ) {
+        // The front-end waits for a reply; of no bytes, it says that there is none to have.
+        const none = {
+          mmapSize: 0,
+          mmapOffset: 0,
+          numQueues: 0,
+          queueSize: 0,
+        };
+        this.#ports.reply(encodeReply(request, encodeInflight(none)), []);
         return;
       }
       if (request === VHOST_USER_GET_VRING_BASE) {
@@ -332,6 +358,18 @@ export class VhostUserSession implements TransportPort {
         this.#ports.reply(encodeReply(request, encodeU64(1)), []);
       } else this.#acknowledge(message, 1);
       if (error.fatal) throw error;
+    }
+  }
+
+  #reply(request: number, payload: Uint8Array): void {
+    const fd = this.#replyFd;
+    this.#replyFd = -1;
+    const message = encodeReply(request, payload);
+    if (fd < 0) return this.#ports.reply(message, []);
+    try {
+      this.#ports.reply(message, [fd]);
+    } finally {
+      this.#ports.closeFd(fd);
     }
   }
 
@@ -365,6 +403,7 @@ export class VhostUserSession implements TransportPort {
       case VHOST_USER_RESET_DEVICE:
         this.device.reset();
         this.#vrings.forgetAll();
+        this.#inflight.release();
         this.#forgetFeatures();
         return null;
       case VHOST_USER_SET_MEM_TABLE:
@@ -389,9 +428,14 @@ export class VhostUserSession implements TransportPort {
         this.#setLogBase(payload, fds);
         return encodeU64(0);
       case VHOST_USER_SET_LOG_FD:
-        // "may be used to inform the front-end": nobody is, so nothing has to be kept.
+        // Telling the front-end of what was logged is optional, and not done: nothing has to be kept.
         fds.expect(1, "VHOST_USER_SET_LOG_FD");
         this.#ports.closeFd(fds.take());
+        return null;
+      case VHOST_USER_GET_INFLIGHT_FD:
+        return this.#getInflight(payload);
+      case VHOST_USER_SET_INFLIGHT_FD:
+        this.#setInflight(payload, fds);
         return null;
       case VHOST_USER_SET_VRING_ADDR: {
         const addresses = parseVringAddresses(payload);
@@ -581,6 +625,46 @@ export class VhostUserSession implements TransportPort {
       const { code, message } = error;
       throw new VhostUserError(code, section, message, true);
     }
+  }
+
+  /** Format of rings that start now; null before SET_FEATURES, when it is open. */
+  get #ringFormat(): RingFormat | null {
+    return this.#features === null ? null : this.device.ringFormat;
+  }
+
+  #getInflight(payload: Uint8Array): Uint8Array {
+    this.#need(
+      VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD,
+      "VHOST_USER_GET_INFLIGHT_FD",
+    );
+    const { description, fd } = this.#inflight.allocate(
+      payload,
+      this.#ringFormat,
+      this.device.queueCount,
+    );
+    this.#replyFd = fd;
+    return encodeInflight(description);
+  }
+
+  /** Rings that are disabled are stopped, as they are for anything else that they start with. */
+  #setInflight(payload: Uint8Array, fds: ReceivedFds): void {
+    const section = "VHOST_USER_SET_INFLIGHT_FD";
+    this.#need(VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD, section);
+    if (this.#vrings.anyActive) {
+      throw new VhostUserError(
+        "RING_RUNNING",
+        section,
+        "Cannot go over to other in-flight regions: a ring is running and enabled",
+      );
+    }
+    const area = this.#inflight.map(
+      payload,
+      fds,
+      this.#ringFormat,
+      this.device.queueCount,
+    );
+    this.#vrings.stopDisabled();
+    this.#inflight.moveTo(area);
   }
 
   // Without VHOST_USER_PROTOCOL_F_STATUS nobody tells the status: it follows from what is done.

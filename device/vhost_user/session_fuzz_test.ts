@@ -1,4 +1,5 @@
 import { assert } from "@std/assert";
+import { inflightRegionSize } from "../../ring/inflight.ts";
 import { BufferList, type DriverQueue } from "../../ring/queue.ts";
 import {
   ALL_PROTOCOL_FEATURES,
@@ -10,6 +11,7 @@ import * as vu from "./constants.ts";
 import { VhostUserError } from "./errors.ts";
 import {
   encodeConfig,
+  encodeInflight,
   encodeMemoryRegion,
   encodeMemoryTable,
   encodeRequest,
@@ -45,6 +47,7 @@ function life(rig: Rig, packed: boolean): Step[] {
     userAddress: 0x9000,
     mmapOffset: 0,
   };
+  let inflightFile: ArrayBuffer | null = null;
   const base = packed ? PACKED_INITIAL_BASE : 0;
   const features = encodeU64(rig.featureBits(packed ? "packed" : "split"));
   add(vu.VHOST_USER_GET_FEATURES);
@@ -60,6 +63,16 @@ function life(rig: Rig, packed: boolean): Step[] {
     add(vu.VHOST_USER_SET_STATUS, encodeU64(11));
     const regions = encodeMemoryTable([rig.region()]);
     add(vu.VHOST_USER_SET_MEM_TABLE, regions, [rig.memory]);
+    const mmapSize = 2 * inflightRegionSize(packed ? "packed" : "split", 8);
+    const inflight = encodeInflight({
+      mmapSize,
+      mmapOffset: 0,
+      numQueues: 2,
+      queueSize: 8,
+    });
+    add(vu.VHOST_USER_GET_INFLIGHT_FD, inflight);
+    inflightFile ??= new ArrayBuffer(mmapSize);
+    add(vu.VHOST_USER_SET_INFLIGHT_FD, inflight, [inflightFile]);
     for (const index of [0, 1]) {
       add(vu.VHOST_USER_SET_VRING_CALL, encodeU64(index), [null]);
       add(vu.VHOST_USER_SET_VRING_ERR, encodeU64(index), [null]);

@@ -671,7 +671,7 @@ Deno.test("VhostUserSession refuses memory that is not lawful", () => {
 Deno.test("VhostUserSession refuses what it does not know, and answers", () => {
   withRig((rig) => {
     rig.negotiate("split");
-    for (const request of [0, 6, 19, 20, 22, 23, 28, 31, 32, 35, 41, 999]) {
+    for (const request of [0, 6, 19, 20, 22, 23, 28, 32, 35, 41, 999]) {
       const fds = [rig.ports.newFd()];
       assertEquals(rig.ask(request, encodeU64(0), fds), 1);
     }
@@ -689,7 +689,7 @@ Deno.test("VhostUserSession refuses what it does not know, and answers", () => {
     assertEquals(rig.ask(vu.VHOST_USER_SET_VRING_KICK, encodeU64(0)), 1);
     assertEquals(rig.ask(vu.VHOST_USER_SET_VRING_KICK, encodeU64(512)), 1);
     assertEquals(
-      rig.ask(vu.VHOST_USER_SET_PROTOCOL_FEATURES, encodeU64(1n << 12n)),
+      rig.ask(vu.VHOST_USER_SET_PROTOCOL_FEATURES, encodeU64(1n << 11n)),
       1,
     );
     assertEquals(rig.ask(vu.VHOST_USER_SET_STATUS, encodeU64(15)), 1);

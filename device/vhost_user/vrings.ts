@@ -1,16 +1,20 @@
 import { RingError } from "../../ring/errors.ts";
-import type { QueueState } from "../../ring/queue.ts";
+import type { InflightRegion } from "../../ring/inflight.ts";
+import type { QueueState, RingFormat } from "../../ring/queue.ts";
 import { rewindInFlight } from "../../ring/save.ts";
 import { readUsedIdx } from "../../ring/split_device.ts";
 import {
   checkQueueState,
   decodeVringBase,
   encodeVringBase,
+  initialQueueState,
 } from "../../ring/state.ts";
+import { TrackedQueue } from "../../ring/tracked_queue.ts";
 import { VIRTQ_MAX_SIZE } from "../../ring/virtio_ring.ts";
 import type { QueueSetup, VirtioDevice } from "../virtio_device.ts";
 import { VHOST_VRING_F_LOG_MASK } from "./constants.ts";
 import { VhostUserError } from "./errors.ts";
+import type { InflightMemory } from "./_inflight.ts";
 import { MemoryTable } from "./memory_table.ts";
 import type { VringAddresses, VringState } from "./message.ts";
 import type { SessionPorts } from "./ports.ts";
@@ -33,6 +37,8 @@ export type VringsContext = {
   callInBand(index: number): void;
   /** Whether dirty pages can be logged: VHOST_USER_PROTOCOL_F_LOG_SHMFD was negotiated. */
   canLog(): boolean;
+  /** Where buffers in flight are noted. */
+  readonly inflight: InflightMemory;
 };
 
 /** Where a ring stood, and lay, when it was last stopped, and whether it was a new one no more. */
@@ -54,6 +60,8 @@ type Vring = {
   used: boolean;
   /** It started as a new ring, so that no interrupt can have been lost. */
   fresh: boolean;
+  /** Its buffers in flight are noted in a region. */
+  tracked: boolean;
   /** Where it stood when it was stopped after use. */
   stop: Stop | null;
 };
@@ -70,6 +78,7 @@ function newVring(): Vring {
     hasErr: false,
     used: false,
     fresh: false,
+    tracked: false,
     stop: null,
   };
 }
@@ -82,6 +91,11 @@ function newVring(): Vring {
  * stops at GET_VRING_BASE. A ring whose memory is taken away is stopped where it stands and started
  * again when the memory is back. A ring that is running but disabled can be set up anew without
  * GET_VRING_BASE, as a front-end does that disables rings at the end of a driver and nothing else.
+ *
+ * A ring with an in-flight region goes on from what that says, unless the ring is new: the base
+ * that a front-end gives after a crash is what it can find out, if anything. A split ring without a
+ * region goes on where nothing is in flight, so at the index of its used ring, to which QEMU sets the base
+ * when a back-end has gone without a word; any other base means that buffers were lost, and is refused.
  */
 export class Vrings {
   /** Bit 30 was negotiated: rings are disabled at first. */
@@ -310,6 +324,13 @@ export class Vrings {
     }
   }
 
+  /** Stops the rings that run and are disabled; each needs a new SET_VRING_KICK. */
+  stopDisabled(): void {
+    for (const [index, ring] of this.#rings.entries()) {
+      this.#change(ring, index, false);
+    }
+  }
+
   /** Forgets the rings after a reset of the device; descriptors of calls and errors stay. */
   forgetAll(): void {
     for (const [index, ring] of this.#rings.entries()) {
@@ -403,12 +424,14 @@ export class Vrings {
     if (state.inFlight.length === 0) return encodeVringBase(state);
     const rewound = rewindInFlight(this.table.memory, setup, state);
     if (rewound !== null) return encodeVringBase(rewound);
+    const base = encodeVringBase({ ...state, inFlight: [] });
+    if (this.#rings[index]!.tracked) return base;
     this.#device.diagnostics.fault(
       "vhost_user_buffers_lost",
       () =>
         `ring ${index} was stopped with ${state.inFlight.length} buffers in flight, which its base cannot tell: they are lost`,
     );
-    return encodeVringBase({ ...state, inFlight: [] });
+    return base;
   }
 
   #checkBase(ring: Vring, index: number, base: number): void {
@@ -417,7 +440,8 @@ export class Vrings {
     try {
       const state = decodeVringBase(format, base);
       // The used index of a split ring is in memory, which is looked at when the ring starts.
-      if (state.format === "packed") {
+      // With an in-flight region the two halves of a packed base may differ by what is in flight.
+      if (state.format === "packed" && !this.#context.inflight.covers(index)) {
         checkQueueState(state, ring.size, "packed");
       }
     } catch (error) {
@@ -465,31 +489,87 @@ export class Vrings {
       !(format === "packed" && stop?.lived === true &&
         hasUntouchedDescriptor(table.memory, setup));
     const fresh = !goesOn && isFreshRing(table.memory, format, setup, base);
-    let state: QueueState | null = null;
-    if (!fresh) {
-      try {
-        const usedIdx = format === "split"
-          ? readUsedIdx(table.memory, setup)
-          : 0;
-        state = decodeVringBase(format, base, usedIdx);
-        checkQueueState(state, size);
-      } catch (error) {
-        throw badBase(index, base, error);
-      }
-    }
+    const region = this.#openRegion(index, format);
+    const state = fresh
+      ? null
+      : region?.initialized === true
+      ? this.#recover(index, region)
+      : this.#stateAt(index, base, setup);
     try {
-      this.#device.startQueue(index, state);
+      if (region === null) this.#device.startQueue(index, state);
+      else {
+        if (state === null || !region.initialized) {
+          region.initialize(state ?? initialQueueState(format));
+        }
+        this.#device.startQueue(
+          index,
+          state,
+          (queue) => new TrackedQueue(queue, region),
+        );
+      }
     } catch (error) {
       throw badRing(index, error);
     }
+    ring.tracked = region !== null;
     ring.fresh = fresh;
     this.#device.diagnostics.log(
       "debug",
       `ring ${index} (${format}, ${size}) started ${
-        fresh ? "new" : `at 0x${base.toString(16)}`
+        fresh
+          ? "new"
+          : region !== null
+          ? "by its in-flight region"
+          : `at 0x${base.toString(16)}`
       }`,
     );
     this.#applyEnabled(ring, index);
+  }
+
+  #stateAt(index: number, base: number, setup: QueueSetup): QueueState {
+    const format = this.#device.ringFormat;
+    try {
+      const usedIdx = format === "split"
+        ? readUsedIdx(this.table.memory, setup)
+        : 0;
+      const state = decodeVringBase(format, base, usedIdx);
+      return checkQueueState(state, setup.size);
+    } catch (error) {
+      throw badBase(index, base, error);
+    }
+  }
+
+  #openRegion(index: number, format: RingFormat): InflightRegion | null {
+    const { inflight } = this.#context;
+    if (!inflight.covers(index)) return null;
+    const config = this.#device.queueConfig(index);
+    try {
+      return inflight.open(index, format, this.table.memory, config);
+    } catch (error) {
+      throw badRing(index, error);
+    }
+  }
+
+  // What the region and the ring say, whatever the base is.
+  #recover(index: number, region: InflightRegion): QueueState {
+    let state: QueueState;
+    try {
+      state = region.recover();
+    } catch (error) {
+      if (!(error instanceof RingError)) throw error;
+      throw new VhostUserError(
+        "BAD_INFLIGHT_REGION",
+        "Inflight I/O tracking",
+        `Cannot start ring ${index} by its in-flight region: ${error.message}`,
+      );
+    }
+    const { inFlight } = state;
+    if (inFlight.length !== 0) {
+      this.#device.diagnostics.log(
+        "info",
+        `ring ${index}: ${inFlight.length} buffers were in flight and are taken up again`,
+      );
+    }
+    return state;
   }
 
   #applyEnabled(ring: Vring, index: number): void {

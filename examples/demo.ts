@@ -234,11 +234,24 @@ function printTable(rows: Row[]): void {
   }
 }
 
-type Options = { bytes: number; corrupt: boolean };
+type Options = { bytes: number; corrupt: boolean; help: boolean };
+
+const HELP =
+  `Moves checked streams between a guest's driver and the device in one process.
+
+Usage: deno task demo [--bytes N] [--corrupt]
+
+  --bytes N    bytes each way on each ring format; default: ${DEFAULT_BYTES}
+  --corrupt    flip one byte on its way, to see that it is found (exit code 1)
+  -h, --help   print this and exit`;
 
 /** Reads the arguments; a text is what is wrong with them. */
 function parse(args: readonly string[]): Options | string {
-  const options: Options = { bytes: DEFAULT_BYTES, corrupt: false };
+  const options: Options = {
+    bytes: DEFAULT_BYTES,
+    corrupt: false,
+    help: false,
+  };
   for (let i = 0; i < args.length; i++) {
     const arg = args[i];
     if (arg === "--corrupt") {
@@ -249,6 +262,8 @@ function parse(args: readonly string[]): Options | string {
         return `--bytes takes a number of bytes, not ${args[i] ?? "nothing"}`;
       }
       options.bytes = bytes;
+    } else if (arg === "-h" || arg === "--help") {
+      options.help = true;
     } else {
       return `unknown argument ${arg}`;
     }
@@ -259,8 +274,12 @@ function parse(args: readonly string[]): Options | string {
 async function main(args: readonly string[]): Promise<number> {
   const options = parse(args);
   if (typeof options === "string") {
-    console.error(`demo: ${options}\nusage: demo [--bytes N] [--corrupt]`);
+    console.error(`demo: ${options}\n\n${HELP}`);
     return 2;
+  }
+  if (options.help) {
+    console.log(HELP);
+    return 0;
   }
   const { bytes } = options;
   console.log(

@@ -95,7 +95,11 @@ export function parseArguments(args: readonly string[]): Invocation {
   const one = (flag: string): string | undefined => values.get(flag)?.[0];
   const required = (flag: string): string => {
     const value = one(flag);
-    if (value === undefined) throw new UsageError(`${flag} PATH is missing`);
+    if (value === undefined) {
+      throw new UsageError(
+        `${flag} PATH is missing; --socket and --uds-path are needed, --help tells more`,
+      );
+    }
     return value;
   };
   const ports = (flag: string): { ports?: number[] } => {
@@ -178,13 +182,23 @@ export async function main(args: readonly string[]): Promise<number> {
   }
 }
 
+/**
+ * A second signal that comes sooner is the first one again: a terminal signals every process of the
+ * group, and a task runner passes it on besides.
+ */
+const REPEATED_SIGNAL_MS = 1000;
+
 async function run(options: DeviceOptions): Promise<number> {
   // Before anything is made that a signal would leave behind.
   let device: RunningDevice | null = null;
-  let signals = 0;
+  let signalledAt = -1;
   const onSignal = (): void => {
-    if (++signals > 1) Deno.exit(130);
-    device?.stop().catch(() => {});
+    if (signalledAt < 0) {
+      signalledAt = performance.now();
+      device?.stop().catch(() => {});
+    } else if (performance.now() - signalledAt > REPEATED_SIGNAL_MS) {
+      Deno.exit(130);
+    }
   };
   Deno.addSignalListener("SIGINT", onSignal);
   Deno.addSignalListener("SIGTERM", onSignal);
@@ -193,7 +207,7 @@ async function run(options: DeviceOptions): Promise<number> {
       ...options,
       onLog: (level, text) => console.error(`${level}: ${text}`),
     });
-    if (signals > 0) await device.stop();
+    if (signalledAt >= 0) await device.stop();
     else {
       console.log(
         `listening on ${options.socketPath} for a front-end (guest CID ${options.guestCid}), on ${options.udsPath} for host programs`,

@@ -173,11 +173,26 @@ export class Muxer implements ConnectionOwner {
 
     const connection = this.#find(srcPort, dstPort);
     if (connection === null) {
-      if (op === VIRTIO_VSOCK_OP_REQUEST) this.#request(header);
-      else if (op === VIRTIO_VSOCK_OP_RST) {
-        this.#diagnostics.count("reset_unknown");
-      } else {this.#refuse("connection_unknown", () =>
-          `operation ${op} on no connection`);}
+      switch (op) {
+        case VIRTIO_VSOCK_OP_REQUEST:
+          this.#request(header);
+          break;
+        case VIRTIO_VSOCK_OP_RST:
+          this.#diagnostics.count("reset_unknown");
+          break;
+        case VIRTIO_VSOCK_OP_SHUTDOWN:
+        case VIRTIO_VSOCK_OP_CREDIT_UPDATE:
+        case VIRTIO_VSOCK_OP_CREDIT_REQUEST:
+          // Our RST was on its way: no reason to complain.
+          this.#diagnostics.count("packet_late");
+          this.#answerReset();
+          break;
+        default:
+          this.#refuse(
+            "connection_unknown",
+            () => `operation ${op} on no connection`,
+          );
+      }
       return;
     }
 
@@ -270,16 +285,13 @@ export class Muxer implements ConnectionOwner {
   /** Counts a packet that nobody takes and answers it by RST, unless it is one. */
   #refuse(kind: string, text: () => string): void {
     this.#diagnostics.fault(kind, text);
-    const header = this.#header;
-    if (header.op === VIRTIO_VSOCK_OP_RST) return;
-    // Ports and CIDs change places on the way back.
-    this.#addStray(
-      header.dstPort,
-      header.srcPort,
-      header.type,
-      header.srcCid,
-      header.dstCid,
-    );
+    if (this.#header.op !== VIRTIO_VSOCK_OP_RST) this.#answerReset();
+  }
+
+  /** Answers the packet of no connection; ports and CIDs change places on the way back. */
+  #answerReset(): void {
+    const { dstPort, srcPort, type, srcCid, dstCid } = this.#header;
+    this.#addStray(dstPort, srcPort, type, srcCid, dstCid);
   }
 
   #addStray(

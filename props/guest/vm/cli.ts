@@ -136,14 +136,31 @@ function includeFor(vm: VmKind, args: GuestArgs): string[] {
   return include;
 }
 
+/** What a guest without a vsock device says its CID is: VMADDR_CID_ANY. */
+const NO_CID = 0xffffffff;
+
 async function run(args: GuestArgs): Promise<number> {
   const vm = await chooseVm(args.vm);
   await using cleanup = new AsyncDisposableStack();
   const folder = await Deno.makeTempDir({ prefix: "ringside-" });
   cleanup.defer(() => Deno.remove(folder, { recursive: true }));
   const udsPath = args.udsPath ?? `${folder}/vsock.sock`;
+  for (const path of args.include) {
+    if (!await Deno.lstat(path).then(() => true, () => false)) {
+      throw new UsageError(`--include ${path}: there is no such file`);
+    }
+  }
   let socketPath = args.socketPath;
-  if (socketPath === undefined) {
+  if (socketPath !== undefined) {
+    // Not by a connection: a back-end may take that for its one front-end.
+    const there = await Deno.lstat(socketPath).then(
+      (info) => info.isSocket,
+      () => false,
+    );
+    if (!there) {
+      throw new UsageError(`--socket ${socketPath}: there is no such socket`);
+    }
+  } else {
     socketPath = `${folder}/vhost.sock`;
     const device = await startDevice({
       socketPath,
@@ -181,6 +198,11 @@ async function run(args: GuestArgs): Promise<number> {
   });
   running.guest = guest;
   cleanup.use(guest);
+  if (guest.info.cid === null || guest.info.cid === NO_CID) {
+    throw new Error(
+      "the guest has no vsock device: its driver did not start it",
+    );
+  }
   say(
     `${vm} guest with Linux ${guest.info.kernel}, CID ${guest.info.cid}, ` +
       `${args.ring} rings, booted in ${(guest.bootMs / 1000).toFixed(1)} s`,

@@ -211,6 +211,19 @@ for (const signal of ["SIGTERM", "SIGINT"] as const) {
   });
 }
 
+Deno.test("The device's command line ends in order when one signal comes twice, as from a terminal", async () => {
+  for (let i = 0; i < 3; i++) {
+    await inTempDir(async (dir) => {
+      const { child } = await start(dir);
+      child.kill("SIGINT");
+      await new Promise((resolve) => setTimeout(resolve, 5 * i));
+      child.kill("SIGINT");
+      assertEquals(await finish(child), 0);
+      assertEquals([...Deno.readDirSync(dir)].length, 0);
+    });
+  }
+});
+
 Deno.test("The device's command line takes over from one that was killed", async () => {
   await inTempDir(async (dir) => {
     const first = await start(dir);

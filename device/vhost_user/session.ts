@@ -148,6 +148,7 @@ export class VhostUserSession implements TransportPort {
   /** Features as SET_FEATURES brought them; null before. */
   #features: bigint | null = null;
   #hasChannel = false;
+  #memoryCame = false;
   #ended = false;
   #closed = false;
   /** A descriptor that goes with the next reply; -1 for none. */
@@ -255,6 +256,14 @@ export class VhostUserSession implements TransportPort {
     if (this.#closed) return;
     this.#closed = true;
     this.#ended = true;
+    if (this.#features !== null && !this.#memoryCame) {
+      // A front-end whose memory cannot be shared starts its driver all the same, and says nothing.
+      this.device.diagnostics.fault(
+        "vhost_user_no_memory",
+        () =>
+          "a driver was ready, but no guest memory was shared: the front-end needs memory that can be (QEMU: memory-backend-memfd with share=on, named by -machine memory-backend=)",
+      );
+    }
     this.device.reset();
     this.#logging.close();
     this.#inflight.release();
@@ -794,6 +803,7 @@ export class VhostUserSession implements TransportPort {
   // Old mappings are released only when nothing looks into them any more.
   #moveTo(table: MemoryTable): void {
     const old = this.#table;
+    if (table.regions.length > 0) this.#memoryCame = true;
     this.#vrings.leaveMemory(table);
     this.device.setMemory(table.memory);
     this.#table = table;

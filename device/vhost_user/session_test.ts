@@ -731,6 +731,25 @@ Deno.test("VhostUserSession.close() stops the rings and may be called twice", ()
   assertEquals(new Uint8Array(rig.memory), before);
 });
 
+Deno.test("VhostUserSession tells of a driver whose front-end never shared memory", () => {
+  const warned = (prepare: (rig: Rig) => void): number => {
+    const rig = new Rig();
+    prepare(rig);
+    const { counters } = rig.device.diagnostics;
+    rig.finish();
+    return counters.get("vhost_user_no_memory") ?? 0;
+  };
+  assertEquals(warned(() => {}), 0, "nobody was ready");
+  assertEquals(warned((rig) => rig.negotiate("split")), 0);
+  assertEquals(
+    warned((rig) => {
+      const features = encodeU64(rig.featureBits("packed"));
+      rig.send(vu.VHOST_USER_SET_FEATURES, features);
+    }),
+    1,
+  );
+});
+
 Deno.test("VhostUserSession carries kicks and calls as messages to a front-end that wants them", () => {
   withRig((rig) => {
     const inband = featureMask(vu.VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS);

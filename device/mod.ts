@@ -4,6 +4,24 @@
  *
  * @module
  */
+
+// What the device's interfaces are made of.
+export {
+  Chain,
+  type DeviceQueue,
+  GuestMemory,
+  type GuestRegion,
+  type InFlightBuffer,
+  type InFlightDescriptor,
+  type MemoryRegion,
+  PackedDevice,
+  type QueueConfig,
+  type QueueState,
+  RingError,
+  type RingErrorCode,
+  type RingFormat,
+  SplitDevice,
+} from "../ring/mod.ts";
 export {
   type DeviceSnapshot,
   type QueueSnapshot,

@@ -77,15 +77,17 @@ export {
 } from "./vsock/host.ts";
 export {
   LOOPBACK_BACKLOG,
-  LOOPBACK_BUFFER_BYTES,
-  LoopbackConn,
-  type LoopbackConnSnapshot,
-  type LoopbackContext,
   type LoopbackDevice,
   LoopbackHost,
   LoopbackListener,
   type LoopbackSnapshot,
 } from "./vsock/loopback.ts";
+export {
+  LOOPBACK_BUFFER_BYTES,
+  LoopbackConn,
+  type LoopbackConnSnapshot,
+  type LoopbackContext,
+} from "./vsock/loopback_conn.ts";
 export { MAX_SEGMENTS, Segments } from "./vsock/segments.ts";
 export type {
   ConnectionSnapshot,

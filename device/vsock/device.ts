@@ -333,7 +333,11 @@ export class VsockDevice implements DeviceModel {
     try {
       while (budget > 0 && muxer.canReceive) {
         if (!queue.pop(chain)) {
-          if (queue.armKicks()) continue;
+          if (queue.armKicks()) {
+            // A guest could show a buffer and hide it again as often as it is looked for.
+            budget--;
+            continue;
+          }
           this.#txWork = false;
           break;
         }

@@ -925,3 +925,33 @@ test("VirtioDevice interrupts once for each queue that goes on from a saved stat
     String(guest.interrupts),
   );
 });
+
+test("VsockDevice.process() is bounded where buffers are shown and hidden again", (start) => {
+  const guest = start();
+  let looks = 0;
+  // A guest that writes to the ring meanwhile: each look finds nothing, each second look something.
+  guest.virtio.wrapQueues((_index, queue) =>
+    new Proxy(queue, {
+      get(target, key) {
+        if (key === "pop") {
+          return () => {
+            assert(++looks < 5_000, "process() looks for ever");
+            return false;
+          };
+        }
+        if (key === "armKicks") return () => true;
+        const value: unknown = Reflect.get(target, key, target);
+        return typeof value === "function" ? value.bind(target) : value;
+      },
+    })
+  );
+  guest.vsock.connect(80, {
+    accepted: (_port, events) => guest.host.open(events),
+    refused: () => {},
+  });
+  assert(guest.vsock.process());
+  assert(looks > 100);
+  guest.virtio.wrapQueues(null);
+  guest.post();
+  assertEquals(ops(guest.run()), [REQUEST]);
+});

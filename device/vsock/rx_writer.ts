@@ -189,6 +189,8 @@ export class RxWriter {
       }
       try {
         if (!queue.pop(chain)) {
+          // A guest could show a buffer and hide it again as often as it is looked for.
+          this.#budget--;
           // With others held, a packet can still be sent.
           this.starved = this.#held === 0;
           return false;

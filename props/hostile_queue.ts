@@ -1,0 +1,113 @@
+/**
+ * A look at what a device fetches from its queues.
+ *
+ * @module
+ */
+
+import type { Chain } from "../ring/chain.ts";
+import type { GuestMemory } from "../ring/memory.ts";
+import type { DeviceQueue, QueueState, RingFormat } from "../ring/queue.ts";
+
+/** A writable segment. */
+type Segment = { region: number; offset: number; length: number };
+
+/** What the queues of a device were asked for since the last `begin()`. */
+export class QueueWatch {
+  /** Calls of `pop()`. */
+  looks = 0;
+  /** Segments that the device may write, or could at some time since. */
+  writable: Segment[] = [];
+  readonly #live: Map<object, Map<number, Segment[]>> = new Map();
+
+  /** Forgets what was pushed before. */
+  begin(): void {
+    this.looks = 0;
+    this.writable = [...this.#live.values()].flatMap((buffers) =>
+      [...buffers.values()].flat()
+    );
+  }
+
+  /** Forgets everything: the queues are gone. */
+  clear(): void {
+    this.#live.clear();
+    this.begin();
+  }
+
+  /** Notes a buffer that `queue` has handed out. */
+  popped(queue: object, chain: Chain): void {
+    const segments: Segment[] = [];
+    for (let i = chain.readable; i < chain.count; i++) {
+      segments.push({
+        region: chain.region[i]!,
+        offset: chain.offset[i]!,
+        length: chain.length[i]!,
+      });
+    }
+    let buffers = this.#live.get(queue);
+    if (buffers === undefined) this.#live.set(queue, buffers = new Map());
+    buffers.set(chain.token, segments);
+    this.writable.push(...segments);
+  }
+
+  /** Notes that a buffer is not the device's any more. */
+  done(queue: object, token: number): void {
+    const buffers = this.#live.get(queue);
+    buffers?.delete(token);
+    if (buffers?.size === 0) this.#live.delete(queue);
+  }
+}
+
+/** A queue that tells a {@link QueueWatch}. */
+export class WatchedQueue implements DeviceQueue {
+  readonly format: RingFormat;
+  readonly size: number;
+  readonly #queue: DeviceQueue;
+  readonly #watch: QueueWatch;
+
+  /** Stands before `queue`. */
+  constructor(queue: DeviceQueue, watch: QueueWatch) {
+    this.format = queue.format;
+    this.size = queue.size;
+    this.#queue = queue;
+    this.#watch = watch;
+  }
+
+  get inFlight(): number {
+    return this.#queue.inFlight;
+  }
+  get usedPosition(): number {
+    return this.#queue.usedPosition;
+  }
+  pop(chain: Chain): boolean {
+    this.#watch.looks++;
+    if (!this.#queue.pop(chain)) return false;
+    this.#watch.popped(this.#queue, chain);
+    return true;
+  }
+  unpop(token: number): void {
+    this.#queue.unpop(token);
+    this.#watch.done(this.#queue, token);
+  }
+  push(token: number, written: number): void {
+    this.#queue.push(token, written);
+    this.#watch.done(this.#queue, token);
+  }
+  publish(): boolean {
+    return this.#queue.publish();
+  }
+  needsInterrupt(): boolean {
+    return this.#queue.needsInterrupt();
+  }
+  armKicks(): boolean {
+    return this.#queue.armKicks();
+  }
+  disarmKicks(): void {
+    this.#queue.disarmKicks();
+  }
+  save(): QueueState {
+    return this.#queue.save();
+  }
+  rebind(memory: GuestMemory): void {
+    this.#queue.rebind(memory);
+  }
+}

@@ -527,15 +527,17 @@ export class VsockDriver {
   #forget(connection: GuestConnection): void {
     if (!this.#table.delete(connection)) return;
     const { localPort, peerCid, peerPort, closeReason } = connection;
+    const untaken = this.#tx.inFlight + this.#sender.waiting;
     if (connection.resetSent) {
-      // An RST of the device may have crossed ours, except where it was done already.
-      const answered = closeReason === "shutdown";
+      // An RST of the device may have crossed ours, except where it was done already; then packets before ours
+      // may find no connection any more.
+      const answered = closeReason === "shutdown" && untaken <= 1;
       this.#closed.resetByGuest(localPort, peerCid, peerPort, answered);
     } else if (
       closeReason === "refused" || closeReason === "reset" ||
       closeReason === "shutdown"
     ) {
-      const crossing = this.#tx.inFlight + this.#sender.waiting > 0;
+      const crossing = untaken > 0;
       this.#closed.resetByDevice(localPort, peerCid, peerPort, crossing);
     }
   }

@@ -1,4 +1,5 @@
 import {
+  type AnyScript,
   type NamedProperty,
   type QueueScript,
   ScriptFailure,
@@ -100,7 +101,7 @@ export function runCampaign(
 }
 
 /** A script as one word for `--replay`. */
-export function encodeToken(name: string, script: QueueScript): string {
+export function encodeToken(name: string, script: AnyScript): string {
   return btoa(JSON.stringify({ name, script })).replaceAll("=", "");
 }
 

@@ -18,11 +18,8 @@ import {
   type PropsArgs,
   PropsUsageError,
 } from "./cli_args.ts";
-import {
-  QUEUE_PROPERTIES,
-  replayQueueScript,
-  ScriptFailure,
-} from "./queue_properties.ts";
+import { PROPERTIES } from "./properties.ts";
+import { ScriptFailure } from "./queue_properties.ts";
 
 /** Seconds between two lines about how far a campaign is. */
 const TELL_SECONDS = 10;
@@ -35,7 +32,7 @@ function printFailure(name: string, failure: ScriptFailure): void {
   const { setup, steps } = failure.script;
   console.log(`\n${name} does not hold: ${failure.invariant}`);
   console.log(
-    `  queue: ${
+    `  set up: ${
       Object.entries(setup).map(([key, value]) => `${key} ${value}`).join(", ")
     }`,
   );
@@ -93,12 +90,13 @@ function printTable(results: readonly CampaignResult[]): void {
 
 function replay(token: string): number {
   const kept = decodeToken(token);
-  if (kept === undefined) {
+  const property = PROPERTIES.find(({ name }) => name === kept?.name);
+  if (kept === undefined || property === undefined) {
     console.error("props: --replay takes the word that a failure has printed");
     return 2;
   }
   try {
-    const { buffers } = replayQueueScript(kept.script);
+    const { buffers } = property.replay(kept.script);
     console.log(`${kept.name} holds on this script (${buffers} buffers)`);
     return 0;
   } catch (error) {
@@ -110,7 +108,7 @@ function replay(token: string): number {
 
 function campaign(args: PropsArgs): number {
   const seed = args.seed ?? freshSeed();
-  const chosen = QUEUE_PROPERTIES.filter(({ name }) =>
+  const chosen = PROPERTIES.filter(({ name }) =>
     args.only === undefined || name === args.only
   );
   console.log(`seed ${seed}`);
@@ -141,7 +139,7 @@ function campaign(args: PropsArgs): number {
 }
 
 function main(words: readonly string[]): number {
-  const names = QUEUE_PROPERTIES.map(({ name }) => name);
+  const names = PROPERTIES.map(({ name }) => name);
   let args: PropsArgs | "help";
   try {
     args = parsePropsArgs(words, names);

@@ -23,17 +23,20 @@ import { Violation } from "./violation.ts";
 /** A script that can be kept and taken again: plain data. */
 export type QueueScript = { setup: QueueSetup; steps: QueueStep[] };
 
+/** A script of any property. */
+export type AnyScript = { setup: object; steps: readonly object[] };
+
 /** A script on which an invariant did not hold, with what happened, in words. */
 export class ScriptFailure extends Error {
   /** What can be taken again. */
-  readonly script: QueueScript;
+  readonly script: AnyScript;
   /** One line a step; the last one failed. Steps behind the script's are the ones to come to rest. */
   readonly lines: readonly string[];
   /** Which invariant did not hold. */
   readonly invariant: string;
 
   /** @param script The script. @param lines Its steps in words. @param cause What was thrown. */
-  constructor(script: QueueScript, lines: readonly string[], cause: unknown) {
+  constructor(script: AnyScript, lines: readonly string[], cause: unknown) {
     const found = cause instanceof Error ? cause : new Error(String(cause));
     super(
       found instanceof Violation ? found.message : `no fault: ${found.message}`,
@@ -113,7 +116,25 @@ function setups(format: "split" | "packed"): fc.Arbitrary<QueueSetup> {
   );
 }
 
-function commands(): fc.Arbitrary<Iterable<fc.Command<QueueModel, ScriptRun>>> {
+/** Rings whose last entries lie 64 KiB and more from the first, and scripts that begin just before those. */
+function largeSetups(): fc.Arbitrary<QueueSetup> {
+  return fc.record({
+    format: fc.constantFrom("split" as const, "packed" as const),
+    size: fc.constant(32768),
+    eventIdx: fc.boolean(),
+    indirect: fc.constant(false),
+    inOrder: fc.constant(false),
+    strongOrdering: fc.boolean(),
+    oneRegion: fc.boolean(),
+    start: fc.tuple(fc.integer({ min: 1, max: 2 }), fc.nat(6)).map((
+      [laps, few],
+    ) => laps * 32768 - few),
+  });
+}
+
+function commands(
+  maxCommands: number,
+): fc.Arbitrary<Iterable<fc.Command<QueueModel, ScriptRun>>> {
   const lengths = fc.array(fc.nat(MAX_SEGMENT), { maxLength: 4, size: "max" });
   const few = fc.nat(3);
   const step = <Shape extends Record<string, unknown>>(
@@ -171,7 +192,7 @@ function commands(): fc.Arbitrary<Iterable<fc.Command<QueueModel, ScriptRun>>> {
     restore,
   ];
   return fc.commands<QueueModel, ScriptRun>(all, {
-    maxCommands: MAX_COMMANDS,
+    maxCommands,
     size: "max",
     disableReplayLog: true,
   });
@@ -226,14 +247,21 @@ export type NamedProperty = {
     seen: (run: QueueRun | null) => void,
     parameters: { seed: number; numRuns: number },
   ): { failed: boolean; errorInstance: unknown };
+  /** Takes a script of its own again; throws a {@link ScriptFailure} when an invariant does not hold. */
+  replay(script: AnyScript): QueueRun;
 };
 
-function queueProperty(format: "split" | "packed"): NamedProperty {
+function queueProperty(
+  name: string,
+  setup: fc.Arbitrary<QueueSetup>,
+  maxCommands: number,
+): NamedProperty {
   return {
-    name: `queue/${format}`,
+    name,
+    replay: (script) => replayQueueScript(script as QueueScript),
     check: (seen, parameters) =>
       fc.check(
-        fc.property(setups(format), commands(), (setup, script) => {
+        fc.property(setup, commands(maxCommands), (setup, script) => {
           try {
             seen(runCommands(setup, script));
           } catch (error) {
@@ -248,6 +276,13 @@ function queueProperty(format: "split" | "packed"): NamedProperty {
 
 /** All properties of queues. */
 export const QUEUE_PROPERTIES: readonly NamedProperty[] = [
-  queueProperty("split"),
-  queueProperty("packed"),
+  queueProperty("queue/split", setups("split"), MAX_COMMANDS),
+  queueProperty("queue/packed", setups("packed"), MAX_COMMANDS),
 ];
+
+/** Queues as large as they can be, in short scripts. */
+export const LARGE_QUEUE_PROPERTY: NamedProperty = queueProperty(
+  "queue/large",
+  largeSetups(),
+  8,
+);

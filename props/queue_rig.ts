@@ -68,7 +68,8 @@ export class QueueRig {
       oneRegion,
     } = setup;
     this.#format = format;
-    const cells = size * TABLE_ENTRIES;
+    // Of a large queue only a part is filled.
+    const cells = Math.min(size, 1024) * TABLE_ENTRIES;
     const below = (cells >> 1) * CELL + 16;
     const above = cells * CELL - below;
     const table = round(16 * size);
@@ -288,6 +289,20 @@ export class QueueRig {
     }
     this.device.push(token, written);
     this.#drop(token);
+  }
+
+  /** Completes a buffer that is not in flight any more, which has to be refused. */
+  completeAgain(token: number): void {
+    try {
+      this.device.push(token, 0);
+    } catch (error) {
+      if (error instanceof RangeError) return;
+      throw error;
+    }
+    throw new Violation(
+      "exactly once",
+      `push() takes buffer ${token}, which was completed before`,
+    );
   }
 
   /** Checks that a reclaimed buffer holds what was written, and nothing else was touched; frees its memory. */

@@ -173,6 +173,7 @@ function perform(
         const index = model.setup.inOrder ? 0 : pick % model.fetched.length;
         tokens.push(complete(index, step.written, model, rig));
       }
+      rig.completeAgain(tokens[0]!);
       return names(tokens);
     }
     case "completeAll": {
@@ -393,6 +394,22 @@ function restore(
   let state = JSON.parse(copy) as QueueState;
   if (ids.length === 0 && (way === "words" || way === "base")) {
     const usedIdx = format === "split" ? readUsedIdx(memory, config) : 0;
+    const words = encodeQueueStateWords(state);
+    const usedWord = format === "split"
+      ? 0
+      : positionWord(model, model.usedPosition);
+    expectSame(
+      "positions",
+      "the words of the state",
+      [words.available, words.used].join(),
+      [positionWord(model, position), usedWord].join(),
+    );
+    expectSame(
+      "positions",
+      "the vring base",
+      encodeVringBase(state),
+      usedWord * 65536 + positionWord(model, position),
+    );
     state = way === "words"
       ? decodeQueueStateWords(format, encodeQueueStateWords(state), usedIdx)
       : decodeVringBase(format, encodeVringBase(state), usedIdx);

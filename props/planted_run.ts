@@ -1,0 +1,71 @@
+/**
+ * Runs the properties on the sources around it until one does not hold, and prints what was found as one
+ * line of JSON; `deno task props:planted` starts it in a copy of the sources.
+ *
+ * @module
+ */
+
+// deno-lint-ignore-file no-console
+
+import { runCampaign } from "./campaign.ts";
+import { PROPERTIES } from "./properties.ts";
+
+/** What was found. */
+export type PlantedFinding = {
+  /** Runs of all properties together. */
+  runs: number;
+  /** How long they took. */
+  seconds: number;
+  /** What does not hold, or null. */
+  failure: null | {
+    property: string;
+    invariant: string;
+    message: string;
+    /** Steps of the shrunk script. */
+    steps: number;
+    /** Buffers that went round before its first step. */
+    start: number;
+  };
+};
+
+/** Runs of one property at a time. */
+const TURN_RUNS = 40;
+
+function find(seconds: number, seed: number): PlantedFinding {
+  const started = performance.now();
+  const finding: PlantedFinding = { runs: 0, seconds: 0, failure: null };
+  const passed = () => (performance.now() - started) / 1000;
+  for (let turn = 0; finding.failure === null; turn++) {
+    for (const property of PROPERTIES) {
+      if (passed() >= seconds) break;
+      const limits = { runs: TURN_RUNS, seconds };
+      const { runs, failure } = runCampaign(
+        property,
+        (seed + 1000 * turn) | 0,
+        limits,
+      );
+      finding.runs += runs;
+      if (failure === null) continue;
+      finding.failure = {
+        property: property.name,
+        invariant: failure.invariant,
+        message: failure.message,
+        steps: failure.script.steps.length,
+        start: startOf(failure.script.setup),
+      };
+      break;
+    }
+    if (passed() >= seconds) break;
+  }
+  finding.seconds = passed();
+  return finding;
+}
+
+function startOf(setup: object): number {
+  return "start" in setup && typeof setup.start === "number" ? setup.start : 0;
+}
+
+if (import.meta.main) {
+  const [seconds, seed] = Deno.args.map(Number);
+  console.log(JSON.stringify(find(seconds!, seed!)));
+}

@@ -1,0 +1,23 @@
+/**
+ * All properties that a campaign runs.
+ *
+ * @module
+ */
+
+import { FACILITY_PROPERTY } from "./facility_properties.ts";
+import { HOSTILE_CHAIN_PROPERTY } from "./hostile_chain_properties.ts";
+import {
+  LARGE_QUEUE_PROPERTY,
+  type NamedProperty,
+  QUEUE_PROPERTIES,
+} from "./queue_properties.ts";
+import { VSOCK_PROPERTY } from "./vsock_properties.ts";
+
+/** In the order in which they are run. */
+export const PROPERTIES: readonly NamedProperty[] = [
+  ...QUEUE_PROPERTIES,
+  LARGE_QUEUE_PROPERTY,
+  HOSTILE_CHAIN_PROPERTY,
+  FACILITY_PROPERTY,
+  VSOCK_PROPERTY,
+];

@@ -1,0 +1,122 @@
+/**
+ * Random scripts over any rig, as properties that a campaign can run beside those of the queues.
+ *
+ * @module
+ */
+
+import fc from "fast-check";
+import { type NamedProperty, ScriptFailure } from "./queue_properties.ts";
+import type { QueueRun } from "./queue_steps.ts";
+
+/** One step, plain data; `do` says what. */
+export type Step = { readonly do: string };
+
+/** What a script runs on: the model and what it judges. */
+export interface ScriptWorld<S extends Step> {
+  /** For statistics. */
+  readonly run: QueueRun;
+  /** Whether the step can be taken now; by the model alone. */
+  possible(step: S): boolean;
+  /** Takes it on both and compares; returns what happened, in a few words. */
+  take(step: S): string;
+  /** Comes to rest and compares for the last time. */
+  settle(): void;
+}
+
+/** What makes a property of random scripts. */
+export type ScriptPropertyOptions<Setup extends object, S extends Step> = {
+  /** What `--only` takes. */
+  readonly name: string;
+  /** What the rig is made with. */
+  readonly setups: fc.Arbitrary<Setup>;
+  /** Steps; what stands there more than once comes up more often. */
+  readonly steps: readonly fc.Arbitrary<S>[];
+  /** Longest script. */
+  readonly maxSteps: number;
+  /** Makes model and rig. */
+  readonly make: (setup: Setup) => ScriptWorld<S>;
+};
+
+/** A run about which nothing is known yet. */
+export function newRun(): QueueRun {
+  return {
+    midFlight: false,
+    firstLap: 0,
+    wrapped: false,
+    full: false,
+    indirect: false,
+    buffers: 0,
+  };
+}
+
+type Real<S extends Step> = { taken: S[]; lines: string[] };
+
+class ScriptCommand<S extends Step>
+  implements fc.Command<ScriptWorld<S>, Real<S>> {
+  readonly #step: S;
+
+  constructor(step: S) {
+    this.#step = step;
+  }
+
+  check(world: Readonly<ScriptWorld<S>>): boolean {
+    return world.possible(this.#step);
+  }
+
+  run(world: ScriptWorld<S>, { taken, lines }: Real<S>): void {
+    taken.push(this.#step);
+    lines.push(this.toString());
+    const outcome = world.take(this.#step);
+    if (outcome !== "") lines[lines.length - 1] += `: ${outcome}`;
+  }
+
+  toString(): string {
+    return JSON.stringify(this.#step);
+  }
+}
+
+/** Makes a property of random scripts. */
+export function scriptProperty<Setup extends object, S extends Step>(
+  { name, setups, steps, maxSteps, make }: ScriptPropertyOptions<Setup, S>,
+): NamedProperty {
+  const runScript = (
+    setup: Setup,
+    commands: Iterable<fc.Command<ScriptWorld<S>, Real<S>>>,
+  ): QueueRun => {
+    const real: Real<S> = { taken: [], lines: [] };
+    try {
+      const world = make(setup);
+      fc.modelRun(() => ({ model: world, real }), commands);
+      real.lines.push("both sides come to rest");
+      world.settle();
+      return world.run;
+    } catch (error) {
+      const script = { setup, steps: real.taken };
+      throw new ScriptFailure(script, real.lines, error);
+    }
+  };
+  const commands = fc.commands(
+    steps.map((one) => one.map((step) => new ScriptCommand(step))),
+    { maxCommands: maxSteps, size: "max", disableReplayLog: true },
+  );
+  return {
+    name,
+    check: (seen, parameters) =>
+      fc.check(
+        fc.property(setups, commands, (setup, script) => {
+          try {
+            seen(runScript(setup, script));
+          } catch (error) {
+            seen(null);
+            throw error;
+          }
+        }),
+        parameters,
+      ),
+    replay: ({ setup, steps }) =>
+      runScript(
+        setup as Setup,
+        (steps as unknown as S[]).map((step) => new ScriptCommand(step)),
+      ),
+  };
+}

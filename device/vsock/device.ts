@@ -91,6 +91,8 @@ export class VsockDevice implements DeviceModel {
   #txWork = false;
   // Since the last reset: a guest whose machine is paused is there, though no queue runs.
   #driverSeen = false;
+  // The driver's connections are in a snapshot that was restored.
+  #restored = false;
   #processing = false;
   #resetEventDue = false;
 
@@ -241,6 +243,10 @@ export class VsockDevice implements DeviceModel {
     if (index === VSOCK_QUEUE_TX) {
       // Packets of a new driver know nothing of the old one's connections.
       if (fresh) this.#muxer.abandonAll();
+      // A driver from before, in the hands of another device: its connections are lost, and those that only
+      // wait for bytes would wait for ever.
+      else if (!this.#driverSeen && !this.#restored) this.#resetEventDue = true;
+      this.#restored = false;
       this.#tx = queue;
       this.#txWork = true;
       this.#driverSeen = true;
@@ -279,6 +285,7 @@ export class VsockDevice implements DeviceModel {
   /** The driver is gone: host programs hear of it. */
   reset(): void {
     this.#driverSeen = false;
+    this.#restored = false;
     this.#muxer.abandonAll();
     this.#resetEventDue = false;
     this.#txWork = false;
@@ -312,6 +319,7 @@ export class VsockDevice implements DeviceModel {
       this.#muxer.abandonAll();
       this.#resetEventDue = checked.resetEventDue;
       this.#muxer.restore(checked);
+      this.#restored = true;
     };
   }
 

@@ -785,6 +785,39 @@ test("VsockDevice.transportReset() writes the event once a buffer is there", (st
   guest.connect();
 });
 
+for (const known of [true, false]) {
+  const name = known
+    ? "says nothing to a driver that it knows when its queues go on"
+    : "tells a driver of another device that its connections are lost";
+  test(`VsockDevice ${name}`, (start) => {
+    const guest = start();
+    guest.post();
+    const stream = guest.connect();
+    const states = [0, 1, 2].map((index) => guest.virtio.stopQueue(index));
+    // As a new process is, which goes on with the queues of the one before.
+    if (!known) guest.vsock.reset();
+    for (const [index, state] of states.entries()) {
+      guest.virtio.startQueue(index, state);
+      guest.virtio.enableQueue(index, true);
+    }
+    const event = guest.queues[2]!;
+    event.add(new BufferList().addWritable(0xe000, 4));
+    event.publish();
+    guest.run();
+    if (known) {
+      assertEquals(event.reclaim(), -1);
+      guest.send({ op: RW }, [1, 2, 3]);
+      guest.run();
+      assertEquals(stream.calls, []);
+    } else {
+      assert(event.reclaim() >= 0);
+      assertEquals([...guest.memory.bytes(0xe000, 4)], [0, 0, 0, 0]);
+      assertEquals(event.reclaim(), -1);
+      guest.connect({ srcPort: 77 });
+    }
+  });
+}
+
 test("VsockDevice takes boundedly many useless event buffers at a time", (start) => {
   const guest = start();
   // A guest that offers another one whenever the device completes one.

@@ -17,19 +17,16 @@ export const RIG_CID = 3;
 
 /** A device that listens, in a folder of its own, and a front-end of our own that drives it. */
 export class Rig implements AsyncDisposable {
-  /** The device. */
-  readonly device: RunningDevice;
+  /** The device; another one after {@link Rig.crash}. */
+  device: RunningDevice;
   /** The front-end; another one after {@link Rig.reconnect}. */
   front: VhostUserFrontEnd;
-  /** Process of the device, or `self` where it is a Worker of this one. */
-  readonly pid: number | "self";
-  /** What the device has logged. */
-  readonly log: string[];
   /** Path of the vhost-user socket. */
   readonly socketPath: string;
   /** Path of the socket for host programs. */
   readonly udsPath: string;
   readonly #folder: string;
+  readonly #log: string[];
   readonly #frontEnd: Omit<FrontEndOptions, "socketPath">;
   readonly #conns: Deno.Conn[] = [];
 
@@ -40,9 +37,8 @@ export class Rig implements AsyncDisposable {
     frontEnd: Omit<FrontEndOptions, "socketPath">,
   ) {
     this.device = device;
-    this.pid = device instanceof DeviceProcess ? device.pid : "self";
     this.#folder = folder;
-    this.log = log;
+    this.#log = log;
     this.#frontEnd = frontEnd;
     this.socketPath = `${folder}/vhost`;
     this.udsPath = `${folder}/vsock`;
@@ -50,6 +46,16 @@ export class Rig implements AsyncDisposable {
       ...frontEnd,
       socketPath: this.socketPath,
     });
+  }
+
+  /** Process of the device, or `self` where it is a Worker of this one. */
+  get pid(): number | "self" {
+    return this.device instanceof DeviceProcess ? this.device.pid : "self";
+  }
+
+  /** What the device has logged. */
+  get log(): string[] {
+    return this.device instanceof DeviceProcess ? this.device.log : this.#log;
   }
 
   /** Starts a device and a front-end. */
@@ -100,6 +106,21 @@ export class Rig implements AsyncDisposable {
       ...frontEnd,
       socketPath: this.socketPath,
     });
+  }
+
+  /**
+   * Kills the device's process where it stands, and starts another one in its place. The front-end is not
+   * told: see {@link VhostUserFrontEnd.reconnect}.
+   *
+   * @throws {TypeError} when the device has no process of its own.
+   */
+  async crash(): Promise<void> {
+    const { device } = this;
+    if (!(device instanceof DeviceProcess)) {
+      throw new TypeError("Cannot kill the device: it has no process");
+    }
+    await device.kill();
+    this.device = await DeviceProcess.start(this.#folder, device.maxFds);
   }
 
   /** Listens as a host program at a host port. */
@@ -224,10 +245,12 @@ class DeviceProcess implements RunningDevice {
   readonly log: string[] = [];
   readonly closed: Promise<void>;
   readonly pid: number;
+  readonly maxFds: number;
   readonly #child: Deno.ChildProcess;
 
-  private constructor(child: Deno.ChildProcess) {
+  private constructor(child: Deno.ChildProcess, maxFds: number) {
     this.#child = child;
+    this.maxFds = maxFds;
     this.pid = child.pid;
     this.closed = Promise.all([
       child.status,
@@ -252,14 +275,18 @@ class DeviceProcess implements RunningDevice {
       stdout: "piped",
       stderr: "piped",
     }).spawn();
-    const device = new DeviceProcess(child);
-    for (const path of [`${folder}/vhost`, `${folder}/vsock`]) {
-      for (let tries = 0; !exists(path); tries++) {
-        if (tries > 500) throw new Error(`no ${path}: ${device.log.join("")}`);
-        await new Promise((resolve) => setTimeout(resolve, 10));
-      }
+    const device = new DeviceProcess(child, maxFds);
+    // Not the files: a device that was killed has left them.
+    for (let tries = 0; !device.log.join("").includes("listening"); tries++) {
+      if (tries > 1000) throw new Error(`not there: ${device.log.join("")}`);
+      await new Promise((resolve) => setTimeout(resolve, 10));
     }
     return device;
+  }
+
+  async kill(): Promise<void> {
+    this.#child.kill("SIGKILL");
+    await this.closed;
   }
 
   async stop(): Promise<void> {

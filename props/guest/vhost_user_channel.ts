@@ -133,6 +133,27 @@ export class VhostUserChannel {
     fds: readonly number[] = [],
     needReply = false,
   ): Uint8Array {
+    const { payload: answer, fds: received } = this.exchange(
+      request,
+      payload,
+      fds,
+      needReply,
+    );
+    for (const fd of received) closeFd(fd);
+    return answer;
+  }
+
+  /**
+   * Sends a request and returns its reply, whose descriptors are the caller's.
+   *
+   * @throws {FrontEndError} when there is none, or it answers something else.
+   */
+  exchange(
+    request: number,
+    payload?: Uint8Array,
+    fds: readonly number[] = [],
+    needReply = false,
+  ): VhostUserMessage {
     this.send(request, payload, fds, needReply);
     const reply = this.receive();
     if (reply === null) {
@@ -142,15 +163,15 @@ export class VhostUserChannel {
         }`,
       );
     }
-    for (const fd of reply.fds) closeFd(fd);
     if (
       reply.request !== request || (reply.flags & VHOST_USER_REPLY_FLAG) === 0
     ) {
+      for (const fd of reply.fds) closeFd(fd);
       throw new FrontEndError(
         `Cannot go on: request ${request} was answered by ${reply.request} with flags ${reply.flags}`,
       );
     }
-    return reply.payload;
+    return reply;
   }
 
   /**

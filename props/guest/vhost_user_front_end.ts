@@ -20,6 +20,7 @@ import {
   VHOST_USER_PROTOCOL_F_BACKEND_REQ,
   VHOST_USER_PROTOCOL_F_CONFIG,
   VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS,
+  VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD,
   VHOST_USER_PROTOCOL_F_MQ,
   VHOST_USER_PROTOCOL_F_REPLY_ACK,
   VHOST_USER_SET_BACKEND_REQ_FD,
@@ -57,7 +58,9 @@ import {
   VIRTIO_F_RING_PACKED,
   VIRTIO_F_VERSION_1,
 } from "../../ring/virtio_ring.ts";
+import { readUsedIdx } from "../../ring/split_device.ts";
 import type { VsockDriverOptions } from "./driver_options.ts";
+import { InflightFile } from "./inflight_file.ts";
 import { layOutQueue, makeDriverQueue } from "./driver_queue.ts";
 import { MemoryArena } from "./memory_arena.ts";
 import {
@@ -85,7 +88,8 @@ export type FrontEndOptions = {
   indirectEntries?: number;
   /**
    * Protocol feature bits to accept where they are offered. MQ, CONFIG, REPLY_ACK,
-   * CONFIGURE_MEM_SLOTS and BACKEND_REQ unless told.
+   * CONFIGURE_MEM_SLOTS and BACKEND_REQ unless told. With INFLIGHT_SHMFD, in-flight regions are kept
+   * for {@link VhostUserFrontEnd.reconnect}.
    */
   protocolFeatures?: readonly number[];
   /** Guest memory, in bytes; half of it in each of two regions. 64 MiB unless told. */
@@ -124,6 +128,8 @@ type Vring = {
   kick: Signal;
   callFd: number;
   errFd: number;
+  /** What the back-end was given last. */
+  base: number;
 };
 
 /**
@@ -136,8 +142,8 @@ type Vring = {
  * Needs `--allow-ffi`, and read and write permission for the socket.
  */
 export class VhostUserFrontEnd {
-  /** The socket. */
-  readonly channel: VhostUserChannel;
+  /** The socket; another one after {@link VhostUserFrontEnd.reconnect}. */
+  channel: VhostUserChannel;
   /** Features that the back-end offers. */
   readonly offeredFeatures: bigint;
   /** Features that were accepted. */
@@ -163,6 +169,7 @@ export class VhostUserFrontEnd {
   readonly #ring: RingFormat;
   readonly #mapping: Mapping;
   readonly #backendFds: number[] = [];
+  #inflight: InflightFile | null = null;
   #vrings: Vring[] = [];
   #closed = false;
 
@@ -211,12 +218,7 @@ export class VhostUserFrontEnd {
         ? parseU64(channel.ask(VHOST_USER_GET_QUEUE_NUM))
         : 0;
       this.tell(VHOST_USER_SET_OWNER);
-      if (this.#hasProtocol(VHOST_USER_PROTOCOL_F_BACKEND_REQ)) {
-        const [near, far] = socketPair();
-        this.#backendFds.push(near);
-        this.tell(VHOST_USER_SET_BACKEND_REQ_FD, undefined, [far]);
-        closeFd(far);
-      }
+      this.#openBackendChannel();
       const wanted = [VHOST_USER_F_PROTOCOL_FEATURES, VIRTIO_F_VERSION_1];
       if (eventIdx) wanted.push(VIRTIO_F_EVENT_IDX);
       if (indirectEntries > 0) wanted.push(VIRTIO_F_INDIRECT_DESC);
@@ -227,6 +229,10 @@ export class VhostUserFrontEnd {
       if (ring === "packed") features |= featureMask(VIRTIO_F_RING_PACKED);
       this.features = features;
       this.tell(VHOST_USER_SET_FEATURES, encodeU64(features));
+      if (this.#hasProtocol(VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD)) {
+        const { queues = 3, queueSize = 128 } = options;
+        this.#inflight = new InflightFile(channel, queues, queueSize);
+      }
       this.#shareMemory();
       this.#makeQueues();
       const base = options.packedBase ?? PACKED_INITIAL_BASE;
@@ -307,6 +313,42 @@ export class VhostUserFrontEnd {
     this.driver.poll();
   }
 
+  /**
+   * Connects to a back-end that listens where another one is gone, with the memory, the queues and the in-flight
+   * regions from before; the driver goes on as if nothing had happened.
+   *
+   * `bases` are what QEMU gives unless told: of a split queue the used index in its ring, of a packed one
+   * what was given before, as there is nothing to read.
+   *
+   * @throws {FrontEndError} when the back-end does not listen or refuses.
+   */
+  reconnect(bases?: readonly number[]): void {
+    const { socketPath, timeoutMs = 5000 } = this.#options;
+    this.channel.close();
+    for (const fd of this.#backendFds.splice(0)) closeFd(fd);
+    this.channel = new VhostUserChannel(socketPath, timeoutMs);
+    this.channel.ask(VHOST_USER_GET_FEATURES);
+    if (this.#negotiateProtocol() !== this.protocolFeatures) {
+      throw new FrontEndError("Cannot go on: other protocol features");
+    }
+    this.tell(VHOST_USER_SET_OWNER);
+    this.#openBackendChannel();
+    this.tell(VHOST_USER_SET_FEATURES, encodeU64(this.features));
+    this.#shareMemory();
+    this.#startQueues(
+      bases ??
+        this.#vrings.map(({ config, base }) =>
+          this.#ring === "packed" ? base : readUsedIdx(this.memory, config)
+        ),
+    );
+    this.driver.poll();
+  }
+
+  /** Buffers of queue `index` that the in-flight region has as fetched and not used; 0 without one. */
+  inFlight(index: number): number {
+    return this.#inflight?.inFlight(index, this.#ring) ?? 0;
+  }
+
   /** Kicks queue `index`, with or without a reason. */
   kick(index: number): void {
     this.kicks++;
@@ -362,6 +404,7 @@ export class VhostUserFrontEnd {
     this.#closed = true;
     this.channel.close();
     this.#closeQueues();
+    this.#inflight?.close();
     for (const fd of this.#backendFds.splice(0)) closeFd(fd);
     this.#mapping.release();
     closeFd(this.memoryFd);
@@ -386,6 +429,14 @@ export class VhostUserFrontEnd {
     for (const bit of wanted) accepted |= offered & featureMask(bit);
     channel.send(VHOST_USER_SET_PROTOCOL_FEATURES, encodeU64(accepted));
     return accepted;
+  }
+
+  #openBackendChannel(): void {
+    if (!this.#hasProtocol(VHOST_USER_PROTOCOL_F_BACKEND_REQ)) return;
+    const [near, far] = socketPair();
+    this.#backendFds.push(near);
+    this.tell(VHOST_USER_SET_BACKEND_REQ_FD, undefined, [far]);
+    closeFd(far);
   }
 
   #shareMemory(): void {
@@ -435,16 +486,21 @@ export class VhostUserFrontEnd {
         kick: signalOf(createEventFd()),
         callFd: createEventFd(),
         errFd: createEventFd(),
+        base: 0,
       });
     }
   }
 
   #startQueues(bases: readonly number[]): void {
+    this.#inflight?.send((request, payload, fds) =>
+      this.tell(request, payload, fds)
+    );
     for (const [index, vring] of this.#vrings.entries()) {
       const { size, descriptorArea, driverArea, deviceArea } = vring.config;
       const state = (num: number) => encodeVringState({ index, num });
       this.tell(VHOST_USER_SET_VRING_NUM, state(size));
-      this.tell(VHOST_USER_SET_VRING_BASE, state(bases[index]!));
+      vring.base = bases[index]!;
+      this.tell(VHOST_USER_SET_VRING_BASE, state(vring.base));
       this.tell(
         VHOST_USER_SET_VRING_ADDR,
         encodeVringAddresses({

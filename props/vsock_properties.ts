@@ -389,7 +389,7 @@ class VsockWorld implements ScriptWorld<VsockStep> {
     const target = new Uint8Array(bytes);
     let count: number | null;
     try {
-      count = host.tryRead(target);
+      count = this.#rig.hostRead(host, target);
     } catch (error) {
       if (!(error instanceof Error) || error instanceof TypeError) throw error;
       if (up.lossy === "") {
@@ -413,6 +413,7 @@ const setups: fc.Arbitrary<VsockSetup> = fc.record({
   ),
   guestBuffer: fc.constantFrom(60, 500, 3000, 16_384),
   deviceBuffer: fc.constantFrom(60, 500, 5000, 262_144),
+  hostRoom: fc.constantFrom(60, 1000, 100_000),
   maxConnections: fc.constantFrom(1, 3, MANY_CONNECTIONS, MANY_CONNECTIONS),
   backlog: fc.constantFrom(1, 2, 128),
 });

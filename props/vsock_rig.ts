@@ -1,11 +1,12 @@
 import { VsockDevice } from "../device/vsock/device.ts";
-import { LoopbackHost } from "../device/vsock/loopback.ts";
+import { type LoopbackConn, LoopbackHost } from "../device/vsock/loopback.ts";
 import {
   InProcessGuest,
   RX_LAYOUT_LINUX_6,
   RX_LAYOUT_LINUX_OLD,
   RX_LAYOUT_ONE_PIECE,
 } from "./guest/mod.ts";
+import { SlowHost } from "./slow_host.ts";
 
 /** Layouts of receive buffers, by name. */
 export const RX_LAYOUTS: Readonly<
@@ -29,6 +30,8 @@ export type VsockSetup = {
   /** Receive buffers of the guest's streams and the device's, in bytes. */
   guestBuffer: number;
   deviceBuffer: number;
+  /** Bytes that a host program lets wait before it has read them. */
+  hostRoom: number;
   /** Connections that the device takes. */
   maxConnections: number;
   /** Connections that wait for the guest to accept them. */
@@ -46,6 +49,7 @@ export class VsockRig {
   /** The device; another one after each migration. */
   device: VsockDevice;
   readonly #setup: VsockSetup;
+  readonly #slow: SlowHost;
 
   /** @param setup What it is made with. */
   constructor(setup: VsockSetup) {
@@ -54,6 +58,7 @@ export class VsockRig {
     this.host = new LoopbackHost({
       schedule: (work) => this.guest.schedule(work),
     });
+    this.#slow = new SlowHost(this.host, setup.hostRoom);
     this.device = this.#newDevice();
     this.guest = new InProcessGuest({
       device: this.device,
@@ -72,15 +77,23 @@ export class VsockRig {
         strict: false,
       },
     });
-    this.host.attach(this.device);
+    this.host.attach(this.#slow.before(this.device));
   }
 
   /** Moves the guest to another device, whose host programs stay. */
   migrate(): void {
     this.host.detach();
     this.device = this.#newDevice();
-    this.host.attach(this.device);
+    this.host.attach(this.#slow.before(this.device));
     this.guest.migrate(this.device);
+  }
+
+  /** A host program reads what there is; null at the end. See `LoopbackConn.tryRead` for errors. */
+  hostRead(conn: LoopbackConn, target: Uint8Array): number | null {
+    const count = conn.tryRead(target);
+    this.#slow.wasRead(conn, count ?? 0);
+    this.guest.wake();
+    return count;
   }
 
   /** Lets time pass, for the device and where told for the guest. */
@@ -95,7 +108,7 @@ export class VsockRig {
     const { deviceBuffer, maxConnections } = this.#setup;
     return new VsockDevice({
       guestCid: 3,
-      host: this.host,
+      host: this.#slow,
       bufAlloc: deviceBuffer,
       maxConnections,
       now: () => this.now,

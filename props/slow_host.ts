@@ -1,0 +1,122 @@
+import type {
+  ConnectAnswer,
+  ConnectRequest,
+  HostSide,
+  HostStream,
+  PendingConnect,
+  RestoredConnection,
+  StreamEvents,
+} from "../device/vsock/host.ts";
+import type { LoopbackDevice, LoopbackHost } from "../device/vsock/loopback.ts";
+
+type Room = { taken: number; owed: boolean; events: StreamEvents };
+
+/**
+ * A host side whose programs take few bytes at a time: it stands between a device and a loopback host, and
+ * lets no more than `room` bytes of a stream through that its program has not read, so that the device has
+ * to keep the rest.
+ */
+export class SlowHost implements HostSide {
+  readonly #inner: LoopbackHost;
+  readonly #room: number;
+  readonly #rooms: Map<string, Room> = new Map();
+
+  /** @param inner Where the programs are. @param room Bytes a stream. */
+  constructor(inner: LoopbackHost, room: number) {
+    this.#inner = inner;
+    this.#room = room;
+  }
+
+  /** The device, as the inner host is to see it. */
+  before(device: LoopbackDevice): LoopbackDevice {
+    return {
+      connect: (guestPort: number, answer: ConnectAnswer): PendingConnect =>
+        device.connect(guestPort, this.#slowAnswer(guestPort, answer)),
+      process: () => device.process(),
+    };
+  }
+
+  /** A program has read `count` bytes. */
+  wasRead(connection: RestoredConnection, count: number): void {
+    const room = this.#rooms.get(keyOf(connection));
+    if (room === undefined || count === 0) return;
+    room.taken -= count;
+    if (!room.owed) return;
+    room.owed = false;
+    room.events.hostWritable();
+  }
+
+  /** A guest connects. */
+  connect(request: ConnectRequest): void {
+    this.#inner.connect({
+      hostPort: request.hostPort,
+      guestPort: request.guestPort,
+      get cancelled(): boolean {
+        return request.cancelled;
+      },
+      accept: (open) =>
+        request.accept((events) => this.#slow(request, open, events)),
+      refuse: () => request.refuse(),
+    });
+  }
+
+  /** A restored device goes on with a stream. */
+  resume(
+    connection: RestoredConnection,
+  ): ((events: StreamEvents) => HostStream) | null {
+    const open = this.#inner.resume(connection);
+    return open && ((events) => this.#slow(connection, open, events));
+  }
+
+  /** A restored device goes on with a connect. */
+  resumeConnect(connection: RestoredConnection): ConnectAnswer | null {
+    const answer = this.#inner.resumeConnect(connection);
+    return answer && this.#slowAnswer(connection.guestPort, answer);
+  }
+
+  #slowAnswer(guestPort: number, answer: ConnectAnswer): ConnectAnswer {
+    return {
+      accepted: (hostPort, events) =>
+        this.#slow(
+          { hostPort, guestPort },
+          (inner) => answer.accepted(hostPort, inner),
+          events,
+        ),
+      refused: (reason) => answer.refused(reason),
+    };
+  }
+
+  #slow(
+    connection: RestoredConnection,
+    open: (events: StreamEvents) => HostStream,
+    events: StreamEvents,
+  ): HostStream {
+    const key = keyOf(connection);
+    // What was taken before a migration still waits to be read.
+    const taken = this.#rooms.get(key)?.taken ?? 0;
+    const room = { taken, owed: false, events };
+    this.#rooms.set(key, room);
+    const stream = open(events);
+    const writeBytes = (bytes: Uint8Array): number => {
+      const free = Math.max(0, this.#room - room.taken);
+      const count = stream.writeBytes(bytes.subarray(0, free));
+      if (count < 0) return count;
+      room.taken += count;
+      room.owed = count < bytes.length;
+      return count;
+    };
+    return {
+      ...stream,
+      writeBytes,
+      write: (from) => {
+        const bytes = new Uint8Array(from.bytes);
+        from.copyTo(bytes);
+        return writeBytes(bytes);
+      },
+    };
+  }
+}
+
+function keyOf({ hostPort, guestPort }: RestoredConnection): string {
+  return `${hostPort}:${guestPort}`;
+}

@@ -15,6 +15,8 @@ type Segment = { region: number; offset: number; length: number };
 export class QueueWatch {
   /** Calls of `pop()`. */
   looks = 0;
+  /** Buffers that were fetched. */
+  fetched = 0;
   /** Segments that the device may write, or could at some time since. */
   writable: Segment[] = [];
   readonly #live: Map<object, Map<number, Segment[]>> = new Map();
@@ -22,6 +24,7 @@ export class QueueWatch {
   /** Forgets what was pushed before. */
   begin(): void {
     this.looks = 0;
+    this.fetched = 0;
     this.writable = [...this.#live.values()].flatMap((buffers) =>
       [...buffers.values()].flat()
     );
@@ -35,13 +38,19 @@ export class QueueWatch {
 
   /** Notes a buffer that `queue` has handed out. */
   popped(queue: object, chain: Chain): void {
+    this.fetched++;
     const segments: Segment[] = [];
-    for (let i = chain.readable; i < chain.count; i++) {
-      segments.push({
-        region: chain.region[i]!,
-        offset: chain.offset[i]!,
-        length: chain.length[i]!,
-      });
+    for (let i = 0; i < chain.count; i++) {
+      const region = chain.region[i]!;
+      const offset = chain.offset[i]!;
+      const length = chain.length[i]!;
+      const size = chain.memory.regions[region]!.size;
+      if (!(offset >= 0 && offset + length <= size)) {
+        throw new Error(
+          `a segment of ${length} bytes at ${offset} of a region of ${size}`,
+        );
+      }
+      if (i >= chain.readable) segments.push({ region, offset, length });
     }
     let buffers = this.#live.get(queue);
     if (buffers === undefined) this.#live.set(queue, buffers = new Map());

@@ -73,7 +73,10 @@ export type HostileOptions = {
 };
 
 /** Ports of the guest on which hostile connections are. */
-export const HOSTILE_PORTS: readonly number[] = [5000, 5001, 5002, 5003];
+export const HOSTILE_PORTS: readonly number[] = Array.from(
+  { length: 40 },
+  (_, i) => 5000 + i,
+);
 /** The healthy connection's port; it has no byte in common with the others. */
 const HEALTHY_PORT = 0x5a17c3e1;
 /** Where host programs listen. */
@@ -154,6 +157,11 @@ export class HostileRig {
     const listener = this.#host.listen(HOST_PORT);
     this.#accept = () => listener.tryAccept();
     this.restart();
+  }
+
+  /** Buffers that the device fetched in its last pass. */
+  get fetched(): number {
+    return this.#watch.fetched;
   }
 
   /** True while the device uses its queues or asks for a reset, one of which is always so. */
@@ -365,6 +373,11 @@ export class HostileRig {
       }
     }
     this.#serve();
+  }
+
+  /** Lets the device alone go on by one pass. */
+  stepDevice(): void {
+    this.#process();
   }
 
   /** Lets a step pass with a look at every byte that the device writes. */

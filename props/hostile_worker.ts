@@ -19,6 +19,8 @@ export type Scribbling = {
   ranges: [offset: number, bytes: number][];
   /** Chooses where and what. */
   seed: number;
+  /** The only values that are written, in turn; any others unless told. */
+  values?: number[];
 };
 
 function scribble({ buffer, control, ranges, seed }: Scribbling): number {
@@ -56,10 +58,25 @@ function scribble({ buffer, control, ranges, seed }: Scribbling): number {
   return written;
 }
 
+/** Writes the values in turn, as fast as it can. */
+function toggle({ buffer, control, ranges, values }: Scribbling): number {
+  const stop = new Int32Array(control);
+  const words = new Uint16Array(buffer);
+  const at = ranges[0]![0] / 2;
+  let written = 0;
+  while (Atomics.load(stop, 0) === 0) {
+    for (const value of values!) Atomics.store(words, at, value);
+    written += values!.length;
+  }
+  return written;
+}
+
 /** The worker's side of its messages, which the window's types do not have. */
 const scope = globalThis as unknown as {
   onmessage: ((event: MessageEvent<Scribbling>) => void) | null;
   postMessage(written: number): void;
 };
 
-scope.onmessage = ({ data }) => scope.postMessage(scribble(data));
+scope.onmessage = ({ data }) => {
+  scope.postMessage(data.values === undefined ? scribble(data) : toggle(data));
+};

@@ -1,0 +1,165 @@
+/**
+ * The command line of `deno task props:exhaustive`.
+ *
+ * @module
+ */
+
+import { PropsUsageError } from "./cli_args.ts";
+import type { WalkLimits, WalkSetup } from "./exhaustive.ts";
+
+/** What the command line asks for. */
+export type WalkArgs = {
+  /** The walks, in the order in which they are taken. */
+  readonly walks: WalkSetup[];
+  /** Where each one ends at the latest. */
+  readonly limits: WalkLimits;
+};
+
+/** Sizes of the walks. */
+const SIZES = { split: [1, 2, 4], packed: [1, 2, 3, 4] } as const;
+/** Up to this size the notifications of both sides are interleaved in one walk. */
+const WHOLE_SIZE = 2;
+const MAX_STATES = 60_000_000;
+const MAX_SECONDS = 86_400;
+
+/** The text of `--help`. */
+export const WALK_HELP: string =
+  `Walks over all states of a driver and a device of a small ring.
+
+Usage: deno task props:exhaustive [OPTIONS]
+
+Options:
+  --format F      split or packed; default: both
+  --size N        Descriptors: ${SIZES.split.join(", ")} (split), ${
+    SIZES.packed.join(", ")
+  } (packed); default: all
+  --chains N      Most descriptors of a buffer, 1 or 2; default: both
+  --event-idx B   on or off; default: both
+  --start S       zero, or wrap: all states just before the 16-bit indices wrap
+                  (split), or begin at the ring's last descriptor (packed);
+                  default: both
+  --notify N      Notifications that are interleaved freely: both, kicks,
+                  interrupts, none; default: both up to size ${WHOLE_SIZE}, else none,
+                  kicks and interrupts, each in a walk of its own
+  --shard I/N     Every Nth of the walks from the Ith on, counted from 0
+  --max-states N  End a walk at so many states; default and most: ${MAX_STATES}
+  --seconds S     End a walk after so long; default: as long as it takes
+  --help          Print this text
+
+Exit code 1 if an invariant does not hold; then the shortest script is printed.
+A walk that a limit has ended says so: its frontier is not emptied.
+`;
+
+/**
+ * Reads the command line.
+ *
+ * @returns What it asks for, or `"help"`.
+ * @throws {PropsUsageError} If it cannot be obeyed.
+ */
+export function parseWalkArgs(args: readonly string[]): WalkArgs | "help" {
+  const words = [...args];
+  const given = new Map<string, string>();
+  while (words.length > 0) {
+    const word = words.shift()!;
+    if (word === "--help" || word === "-h") return "help";
+    const equals = word.startsWith("--") ? word.indexOf("=") : -1;
+    const name = equals < 0 ? word : word.slice(0, equals);
+    if (equals >= 0) words.unshift(word.slice(equals + 1));
+    if (!OPTIONS.includes(name)) {
+      throw new PropsUsageError(`unknown option ${name}`);
+    }
+    const value = words.shift();
+    if (value === undefined || value === "") {
+      throw new PropsUsageError(`${name} needs a value`);
+    }
+    given.set(name, value);
+  }
+  const number = (name: string, most: number): number => {
+    const text = given.get(name);
+    if (text === undefined) return most;
+    const parsed = /^\d{1,10}$/.test(text) ? Number(text) : NaN;
+    if (!(parsed >= 1 && parsed <= most)) {
+      throw new PropsUsageError(
+        `${name} takes a number from 1 to ${most}, not ${text}`,
+      );
+    }
+    return parsed;
+  };
+  const limits = {
+    states: number("--max-states", MAX_STATES),
+    seconds: number("--seconds", MAX_SECONDS),
+  };
+  const pick = <T extends string | number>(
+    name: string,
+    from: readonly T[],
+    otherwise: readonly T[] = from,
+  ): readonly T[] => {
+    const text = given.get(name);
+    if (text === undefined) return otherwise;
+    const found = from.find((choice) => String(choice) === text);
+    if (found === undefined) {
+      throw new PropsUsageError(
+        `${name} takes ${from.join(" or ")}, not ${text}`,
+      );
+    }
+    return [found];
+  };
+  const walks: WalkSetup[] = [];
+  const sizes = pick("--size", [1, 2, 3, 4]);
+  for (const size of sizes) {
+    const whole = size <= WHOLE_SIZE
+      ? ["both"]
+      : ["none", "kicks", "interrupts"];
+    for (const format of pick("--format", ["split", "packed"] as const)) {
+      if (!(SIZES[format] as readonly number[]).includes(size)) continue;
+      for (const chains of pick("--chains", [1, 2] as const)) {
+        // One descriptor holds no chain of two.
+        if (chains > size) continue;
+        for (const event of pick("--event-idx", ["off", "on"])) {
+          for (const start of pick("--start", ["zero", "wrap"] as const)) {
+            const notifies = pick(
+              "--notify",
+              ["both", "kicks", "interrupts", "none"],
+              whole,
+            );
+            for (const notify of notifies) {
+              walks.push({
+                format,
+                size,
+                chains,
+                eventIdx: event === "on",
+                start,
+                notify: notify as WalkSetup["notify"],
+              });
+            }
+          }
+        }
+      }
+    }
+  }
+  if (walks.length === 0) {
+    throw new PropsUsageError("no walk is left by these options");
+  }
+  const [part, parts] = shard(given.get("--shard") ?? "0/1");
+  return { walks: walks.filter((_, i) => i % parts === part), limits };
+}
+
+const OPTIONS: readonly string[] = [
+  "--format",
+  "--size",
+  "--chains",
+  "--event-idx",
+  "--start",
+  "--notify",
+  "--shard",
+  "--max-states",
+  "--seconds",
+];
+
+function shard(text: string): [number, number] {
+  const [, part, parts] = /^(\d{1,4})\/(\d{1,4})$/.exec(text) ?? [];
+  if (part === undefined || !(Number(part) < Number(parts))) {
+    throw new PropsUsageError(`--shard takes I/N with I below N, not ${text}`);
+  }
+  return [Number(part), Number(parts)];
+}

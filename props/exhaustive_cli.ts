@@ -1,0 +1,80 @@
+/**
+ * The command-line program behind `deno task props:exhaustive`.
+ *
+ * @module
+ */
+
+// deno-lint-ignore-file no-console
+
+import { PropsUsageError } from "./cli_args.ts";
+import { walk, type WalkResult, type WalkSetup } from "./exhaustive.ts";
+import { parseWalkArgs, WALK_HELP, type WalkArgs } from "./exhaustive_args.ts";
+
+/** Seconds between two lines about how far a walk is. */
+const TELL_SECONDS = 15;
+
+function nameOf(setup: WalkSetup): string {
+  const { format, size, chains, eventIdx, start, notify } = setup;
+  return `${format} ${size}, chains to ${chains}, event idx ${
+    eventIdx ? "on" : "off"
+  }, start ${start}, notify ${notify}`;
+}
+
+function print(result: WalkResult): void {
+  const { states, transitions, depth, settled, emptied, seconds } = result;
+  console.log(
+    `  ${states} states, ${transitions} transitions, depth ${depth}, ${settled} settled, ${
+      seconds.toFixed(1)
+    } s: ${
+      result.failure !== null
+        ? "FAILED"
+        : emptied
+        ? "frontier emptied"
+        : "NOT emptied, ended by a limit"
+    }`,
+  );
+  if (result.failure === null) return;
+  const { invariant, message, script } = result.failure;
+  console.log(`\n  Does not hold: ${invariant}. Shortest script:`);
+  for (const [i, line] of script.entries()) {
+    console.log(`  ${String(i + 1).padStart(4)}. ${line}`);
+  }
+  console.log(`  => ${message}\n`);
+}
+
+async function main(words: readonly string[]): Promise<number> {
+  let args: WalkArgs | "help";
+  try {
+    args = parseWalkArgs(words);
+  } catch (error) {
+    if (!(error instanceof PropsUsageError)) throw error;
+    console.error(`props:exhaustive: ${error.message}\nTry --help.`);
+    return 2;
+  }
+  if (args === "help") {
+    console.log(WALK_HELP);
+    return 0;
+  }
+  let emptied = 0;
+  let failed = 0;
+  for (const setup of args.walks) {
+    console.log(nameOf(setup));
+    let told = performance.now();
+    const result = await walk(setup, args.limits, (states, steps, depth) => {
+      const now = performance.now();
+      if (now - told < TELL_SECONDS * 1000) return;
+      told = now;
+      console.log(`  ${states} states, ${steps} transitions, depth ${depth}`);
+    });
+    print(result);
+    if (result.emptied) emptied++;
+    if (result.failure !== null) failed++;
+  }
+  console.log(
+    `${args.walks.length} walks: ${emptied} emptied, ${failed} failed. ` +
+      "Bound: a side decides about a notification before more than size + 1 were published undecided.",
+  );
+  return failed === 0 ? 0 : 1;
+}
+
+if (import.meta.main) Deno.exit(await main(Deno.args));

@@ -33,7 +33,7 @@ const MAX_SECONDS = 86_400;
 
 /** The text of `--help`, for properties of these names. */
 export function helpText(names: readonly string[]): string {
-  return `Drives the queues by random scripts and judges them by a model.
+  return `Drives queues and devices by random scripts and judges them by models.
 
 Usage: deno task props [OPTIONS]
 

@@ -80,6 +80,7 @@ export class VsockDriver {
   #claimAll = false;
   #nextPort = FIRST_EPHEMERAL_PORT;
   #thrown = 0;
+  #usedBefore = 0;
 
   /** Reads the CID and posts receive buffers; the first `poll()` publishes them. */
   constructor(options: VsockDriverOptions) {
@@ -276,6 +277,8 @@ export class VsockDriver {
   poll(): boolean {
     let busy = false;
     for (let round = 0; round < MAX_ROUNDS; round++) {
+      // What the device took before its packets of this round were looked at.
+      if (!this.rxBlocked) this.#usedBefore = this.#sender.used;
       // The transmit queue first: a packet that is an answer comes after what it answers was used.
       let more = this.#sender.reclaim();
       if (this.#takeReceived()) more = true;
@@ -537,7 +540,8 @@ export class VsockDriver {
       closeReason === "refused" || closeReason === "reset" ||
       closeReason === "shutdown"
     ) {
-      const crossing = untaken > 0;
+      // The device may have taken a packet after it sent the RST, and not have answered it yet.
+      const crossing = untaken > 0 || this.#sender.used > this.#usedBefore;
       this.#closed.resetByDevice(localPort, peerCid, peerPort, crossing);
     }
   }

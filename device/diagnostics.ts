@@ -23,9 +23,8 @@ export class Diagnostics {
 
   /** Counts one `kind`; `text` is called, and logged as a warning, for the first of its kind. */
   fault(kind: string, text: () => string): void {
-    const count = this.counters.get(kind) ?? 0;
-    this.counters.set(kind, count + 1);
-    if (count === 0) {
+    this.count(kind);
+    if (this.counters.get(kind) === 1) {
       this.log("warn", `${kind}: ${text()} (further ones are only counted)`);
     }
   }

@@ -162,20 +162,29 @@ export class FieldReader {
     if (text.length > Math.ceil(max / 3) * 4) {
       throw this.bad(name, `more than ${max} bytes`);
     }
-    let binary: string;
+    let bytes: Uint8Array<ArrayBuffer>;
     try {
-      binary = atob(text);
+      bytes = bytesOfBase64(text);
     } catch {
       throw this.bad(name, "no base64");
     }
-    if (binary.length > max) throw this.bad(name, `more than ${max} bytes`);
-    return Uint8Array.from(binary, (unit) => unit.charCodeAt(0));
+    if (bytes.length > max) throw this.bad(name, `more than ${max} bytes`);
+    return bytes;
   }
 
   /** An error about a field. */
   bad(name: string, problem: string): SnapshotError {
     return new SnapshotError("CONTENT", `${this.#what}.${name} is ${problem}`);
   }
+}
+
+/**
+ * Bytes of a base64 text that {@link base64} made.
+ *
+ * @throws {Error} when it is none.
+ */
+export function bytesOfBase64(text: string): Uint8Array<ArrayBuffer> {
+  return Uint8Array.from(atob(text), (unit) => unit.charCodeAt(0));
 }
 
 /** Bytes as base64, for a snapshot. */

@@ -1,3 +1,4 @@
+import { maxIndirectEntries, regionWords } from "./_indirect.ts";
 import type { Chain } from "./chain.ts";
 import { RingError, type RingErrorCode } from "./errors.ts";
 import type { GuestMemory } from "./memory.ts";
@@ -11,8 +12,6 @@ const F_INDIRECT = 4;
 /** Addresses are Numbers: the high word of one below 2^53 is below this. */
 const ADDRESS_HIGH_LIMIT = 0x200000;
 const TWO_32 = 4294967296;
-/** An indirect table may have as many entries as the queue, and this many in a small queue. */
-const INDIRECT_ENTRIES = 1024;
 
 /**
  * Reads the descriptors of buffers in a packed ring into chains.
@@ -47,10 +46,8 @@ export class PackedWalker {
     this.#u32 = u32;
     this.#size = size;
     this.#indirect = indirect;
-    this.#tableBytes = Math.max(size, INDIRECT_ENTRIES) * 16;
-    this.#words = memory.regions.map(({ bytes }) =>
-      new Uint32Array(bytes.buffer, bytes.byteOffset, bytes.length >>> 2)
-    );
+    this.#tableBytes = maxIndirectEntries(size) * 16;
+    this.#words = regionWords(memory);
   }
 
   /**

@@ -1,3 +1,4 @@
+import { maxIndirectEntries } from "./_indirect.ts";
 import type { GuestMemory } from "./memory.ts";
 import type {
   InFlightBuffer,
@@ -14,20 +15,9 @@ const F_INDIRECT = 4;
 const ADDRESS_HIGH_END = 0x200000;
 const TWO_32 = 0x100000000;
 
-/**
- * Descriptors that an indirect table may have on any queue. The specification holds a chain to the
- * queue's size (2.7.5.3.1), but Linux builds tables by its scatter lists (1024 entries is its
- * IOV_MAX), also on a smaller queue.
- */
-const INDIRECT_ENTRIES = 1024;
-
 /** Descriptors that an indirect table may have; 0 where none was negotiated. */
 export function indirectEntries({ size, indirect }: QueueConfig): number {
-  return indirect !== true
-    ? 0
-    : size > INDIRECT_ENTRIES
-    ? size
-    : INDIRECT_ENTRIES;
+  return indirect === true ? maxIndirectEntries(size) : 0;
 }
 
 /** Where and how the descriptors of a split queue are read. */

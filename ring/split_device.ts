@@ -1,3 +1,4 @@
+import { regionWords } from "./_indirect.ts";
 import { FLAGS, IDX, type SplitViews, splitViews } from "./_split_layout.ts";
 import {
   indirectEntries,
@@ -787,14 +788,4 @@ function outside(address: number, length: number): string {
 
 function readableAfter(index: number): string {
   return `Cannot take a chain: descriptor ${index} is readable behind a writable one`;
-}
-
-function regionWords(memory: GuestMemory): Uint32Array[] {
-  return memory.regions.map(({ bytes }) =>
-    new Uint32Array(
-      bytes.buffer,
-      bytes.byteOffset,
-      Math.floor(bytes.length / 4),
-    )
-  );
 }

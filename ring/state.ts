@@ -1,3 +1,4 @@
+import { maxIndirectEntries } from "./_indirect.ts";
 import { RingError } from "./errors.ts";
 import type {
   InFlightBuffer,
@@ -24,9 +25,6 @@ export type QueueStateWords = {
   /** Used state: where the device writes next; packed only. */
   used: number;
 };
-
-/** Descriptors that a buffer may have through an indirect table on any queue. */
-const INDIRECT_ENTRIES = 1024;
 
 /** Returns the state of a queue that nothing has happened to. */
 export function initialQueueState(format: "split"): SplitQueueState;
@@ -190,7 +188,7 @@ function descriptors(
   size: number,
 ): InFlightDescriptor[] {
   // A chain as long as the queue, whose last descriptor may refer to a table.
-  const most = size + Math.max(size, INDIRECT_ENTRIES);
+  const most = size + maxIndirectEntries(size);
   const name = `${owner}.descriptors`;
   let writing = false;
   return array(value, name, most).map((entry, i) => {

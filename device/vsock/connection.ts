@@ -11,7 +11,7 @@ import {
   STREAM_EOF,
   type StreamEvents,
 } from "./host.ts";
-import { base64 } from "../snapshot.ts";
+import { base64, bytesOfBase64 } from "../snapshot.ts";
 import type { PacketHeader } from "./packet.ts";
 import { RX_STARVED, type RxWriter } from "./rx_writer.ts";
 import type { Segments } from "./segments.ts";
@@ -194,9 +194,7 @@ export class Connection implements StreamEvents, ConnectRequest {
     const { state } = from;
     this.#state = state;
     this.credit.restore(from.credit);
-    this.#buffer.push(
-      Uint8Array.from(atob(from.buffered), (unit) => unit.charCodeAt(0)),
-    );
+    this.#buffer.push(bytesOfBase64(from.buffered));
     this.#requestSent = from.requestSent;
     this.#responseDue = from.responseDue;
     this.#updateAsked = from.updateAsked;

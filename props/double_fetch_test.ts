@@ -67,8 +67,7 @@ async function fetchWhile(
   const chain = new Chain(memory);
   const seen = { good: 0, faulty: 0, refused: 0 };
   await withScribbler(async (scribbler) => {
-    scribbler.start(buffer, 1, [[offset, 2]], values);
-    await breathe();
+    await scribbler.start(buffer, 1, [[offset, 2]], values);
     // On a busy machine, the other thread may begin late, or not have its turn for a while.
     const end = performance.now() + PATIENCE_MS;
     const raced = (): boolean =>

@@ -15,7 +15,7 @@ import { type Pick, sendHostile, spoilRings } from "./hostile_moves.ts";
 import { type HostileOptions, HostileRig } from "./hostile_rig.ts";
 import type { Scribbling } from "./hostile_worker.ts";
 import { randomBelow } from "./race.ts";
-import { breathe, withScribbler } from "./scribbler.ts";
+import { withScribbler } from "./scribbler.ts";
 
 const REPLAY = Deno.env.get("RINGSIDE_HOSTILE_SEED");
 const LIVES = REPLAY === undefined
@@ -231,8 +231,10 @@ Deno.test("VsockDevice bears packets and indirect tables that change under its h
     const lives = Math.ceil(LIVES / 6);
     await campaign(lives, { shared: true }, async (rig, pick, seed) => {
       const at = rig.memory.offset(HOSTILE_AREA);
-      scribbler.start(rig.memory.buffers[0]!, seed, [[at, HOSTILE_AREA_BYTES]]);
-      await breathe();
+      await scribbler.start(rig.memory.buffers[0]!, seed, [[
+        at,
+        HOSTILE_AREA_BYTES,
+      ]]);
       for (let round = 0; round < 20; round++) {
         sendHostile(rig, pick, 1 + pick(12));
         rig.step();
@@ -262,8 +264,7 @@ Deno.test("VsockDevice bears rings that change under its hands, and works after 
           if (round % 2 === 0) ranges.push(...areas);
           else ranges.push(areas[pick(3)]!);
         }
-        scribbler.start(rig.memory.buffers[0]!, seed + round, ranges);
-        await breathe();
+        await scribbler.start(rig.memory.buffers[0]!, seed + round, ranges);
         for (let step = 0; step < 40; step++) {
           sendHostileOrNothing(rig, pick);
           for (const index of [0, 1, 2]) rig.virtio.kick(index);

@@ -13,7 +13,7 @@ import { randomBelow } from "./race.ts";
 export type Scribbling = {
   /** The memory. */
   buffer: SharedArrayBuffer;
-  /** One word: 0 while it goes on. */
+  /** Two words: 0 while it goes on, and the words written up to now. */
   control: SharedArrayBuffer;
   /** Offset in the buffer and bytes, both multiples of 2. */
   ranges: [offset: number, bytes: number][];
@@ -54,6 +54,7 @@ function scribble({ buffer, control, ranges, seed }: Scribbling): number {
       words[at] = value;
       written++;
     }
+    Atomics.store(stop, 1, written);
   }
   return written;
 }
@@ -67,6 +68,7 @@ function toggle({ buffer, control, ranges, values }: Scribbling): number {
   while (Atomics.load(stop, 0) === 0) {
     for (const value of values!) Atomics.store(words, at, value);
     written += values!.length;
+    Atomics.store(stop, 1, written);
   }
   return written;
 }

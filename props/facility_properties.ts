@@ -79,7 +79,7 @@ class NotingModel implements DeviceModel {
 }
 
 class FacilityWorld implements ScriptWorld<FacilityStep> {
-  readonly run = newRun();
+  readonly run = newRun("midFlight");
   readonly #setup: Setup;
   readonly #model: NotingModel;
   readonly #device: VirtioDevice;

@@ -36,18 +36,18 @@ export type QueueStep =
   | { do: "disarmKicks" }
   | { do: "restore"; way: RestoreWay };
 
-/** What happened in a run, for statistics. */
+/** What happened in a run, for statistics; null where a property has no such notion. */
 export type QueueRun = {
   /** A device side was replaced with buffers in flight. */
-  midFlight: boolean;
+  midFlight: boolean | null;
   /** Lap of the ring in which the script began. */
   firstLap: number;
   /** The script went on into another lap. */
-  wrapped: boolean;
+  wrapped: boolean | null;
   /** All descriptors were taken. */
-  full: boolean;
+  full: boolean | null;
   /** A buffer went through an indirect table. */
-  indirect: boolean;
+  indirect: boolean | null;
   /** Buffers that came back. */
   buffers: number;
 };

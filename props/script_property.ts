@@ -37,14 +37,22 @@ export type ScriptPropertyOptions<Setup extends object, S extends Step> = {
   readonly make: (setup: Setup) => ScriptWorld<S>;
 };
 
-/** A run about which nothing is known yet. */
-export function newRun(): QueueRun {
+/** What statistics tell of a run, where a property has such a notion. */
+export type Notion = "midFlight" | "wrapped" | "full" | "indirect";
+
+/**
+ * A run about which nothing is known yet.
+ *
+ * @param notions Those that the property has; the others are null.
+ */
+export function newRun(...notions: readonly Notion[]): QueueRun {
+  const unless = (notion: Notion) => notions.includes(notion) ? false : null;
   return {
-    midFlight: false,
+    midFlight: unless("midFlight"),
     firstLap: 0,
-    wrapped: false,
-    full: false,
-    indirect: false,
+    wrapped: unless("wrapped"),
+    full: unless("full"),
+    indirect: unless("indirect"),
     buffers: 0,
   };
 }

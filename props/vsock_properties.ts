@@ -69,7 +69,7 @@ type Stream = {
 };
 
 class VsockWorld implements ScriptWorld<VsockStep> {
-  readonly run = newRun();
+  readonly run = newRun("midFlight");
   readonly #setup: VsockSetup;
   readonly #rig: VsockRig;
   readonly #hostListener: LoopbackListener;

@@ -11,7 +11,7 @@ import {
   type NamedProperty,
   QUEUE_PROPERTIES,
 } from "./queue_properties.ts";
-import { VSOCK_PROPERTY } from "./vsock_properties.ts";
+import { VSOCK_PROPERTIES } from "./vsock_properties.ts";
 
 /** In the order in which they are run. */
 export const PROPERTIES: readonly NamedProperty[] = [
@@ -19,5 +19,5 @@ export const PROPERTIES: readonly NamedProperty[] = [
   LARGE_QUEUE_PROPERTY,
   HOSTILE_CHAIN_PROPERTY,
   FACILITY_PROPERTY,
-  VSOCK_PROPERTY,
+  ...VSOCK_PROPERTIES,
 ];

@@ -20,6 +20,14 @@ export class SlowHost implements HostSide {
   readonly #inner: LoopbackHost;
   readonly #room: number;
   readonly #rooms: Map<string, Room> = new Map();
+  #held: ConnectRequest[] = [];
+  /** Host port whose programs answer when they are told to; -1 for none. */
+  heldPort = -1;
+  /** Answers that programs which connect to the guest have had. */
+  readonly connects: { accepted: number; refused: number } = {
+    accepted: 0,
+    refused: 0,
+  };
 
   /** @param inner Where the programs are. @param room Bytes a stream. */
   constructor(inner: LoopbackHost, room: number) {
@@ -48,6 +56,28 @@ export class SlowHost implements HostSide {
 
   /** A guest connects. */
   connect(request: ConnectRequest): void {
+    if (request.hostPort === this.heldPort) this.#held.push(request);
+    else this.#pass(request);
+  }
+
+  /** The connections that wait for {@link SlowHost.release}, those withdrawn not among them. */
+  get held(): readonly ConnectRequest[] {
+    return this.#held = this.#held.filter(({ cancelled }) => !cancelled);
+  }
+
+  /** A program takes a guest's connection that was held, or none does. */
+  release(request: ConnectRequest, accept: boolean): void {
+    this.#held = this.#held.filter((one) => one !== request);
+    if (accept) this.#pass(request);
+    else request.refuse();
+  }
+
+  /** The device is gone; the next one asks again. */
+  forgetRequests(): void {
+    this.#held = [];
+  }
+
+  #pass(request: ConnectRequest): void {
     this.#inner.connect({
       hostPort: request.hostPort,
       guestPort: request.guestPort,
@@ -76,13 +106,18 @@ export class SlowHost implements HostSide {
 
   #slowAnswer(guestPort: number, answer: ConnectAnswer): ConnectAnswer {
     return {
-      accepted: (hostPort, events) =>
-        this.#slow(
+      accepted: (hostPort, events) => {
+        this.connects.accepted++;
+        return this.#slow(
           { hostPort, guestPort },
           (inner) => answer.accepted(hostPort, inner),
           events,
-        ),
-      refused: (reason) => answer.refused(reason),
+        );
+      },
+      refused: (reason) => {
+        this.connects.refused++;
+        answer.refused(reason);
+      },
     };
   }
 

@@ -44,13 +44,13 @@ export class DirectionModel {
     for (const byte of bytes) {
       if (this.received === this.sent) {
         throw new Violation(
-          "bytes",
+          "bytes-in-order",
           `${this.#name} brings more than the ${this.sent} bytes that were sent`,
         );
       }
       if (byte !== byteOf(this.#seed, this.received)) {
         throw new Violation(
-          "bytes",
+          "bytes-in-order",
           `${this.#name}: byte ${this.received} is ${byte}, expected ${
             byteOf(this.#seed, this.received)
           }`,
@@ -65,7 +65,7 @@ export class DirectionModel {
     if (this.lossy !== "") return;
     if (!this.ended || this.received < this.sent) {
       throw new Violation(
-        "bytes",
+        "bytes-in-order",
         `${this.#name} ends after ${this.received} of ${this.sent} bytes, and its sender has ${
           this.ended ? "" : "not "
         }ended it`,

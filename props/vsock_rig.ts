@@ -5,8 +5,11 @@ import {
   RX_LAYOUT_LINUX_6,
   RX_LAYOUT_LINUX_OLD,
   RX_LAYOUT_ONE_PIECE,
+  type SendLayout,
 } from "./guest/mod.ts";
+import type { QueueRun } from "./queue_steps.ts";
 import { SlowHost } from "./slow_host.ts";
+import { expectSame } from "./violation.ts";
 
 /** Layouts of receive buffers, by name. */
 export const RX_LAYOUTS: Readonly<
@@ -19,6 +22,17 @@ export const RX_LAYOUTS: Readonly<
   "30+60": [30, 60],
 };
 
+/** How packets from the guest are cut into descriptors: four at most, as many as a queue has at least. */
+export const TX_LAYOUTS: Readonly<
+  Record<"44" | "20+24" | "joined" | "10+34 joined" | "halves", SendLayout>
+> = {
+  "44": {},
+  "20+24": { header: [20, 24] },
+  joined: { joined: true },
+  "10+34 joined": { header: [10, 34], joined: true },
+  halves: { header: [1, 43] },
+};
+
 /** What guest and device are made with. */
 export type VsockSetup = {
   format: "split" | "packed";
@@ -27,6 +41,9 @@ export type VsockSetup = {
   eventIdx: boolean;
   indirect: boolean;
   rx: keyof typeof RX_LAYOUTS;
+  tx: keyof typeof TX_LAYOUTS;
+  /** Most bytes of payload that the guest puts into a packet. */
+  maxPayload: number;
   /** Receive buffers of the guest's streams and the device's, in bytes. */
   guestBuffer: number;
   deviceBuffer: number;
@@ -37,6 +54,11 @@ export type VsockSetup = {
   /** Connections that wait for the guest to accept them. */
   backlog: number;
 };
+
+/** Guest memory for send buffers of this many bytes in all. */
+function memoryFor(bytes: number): number {
+  return (1 << 20) + 2 * bytes;
+}
 
 /** A guest with its device and its host, with a clock of their own. */
 export class VsockRig {
@@ -54,7 +76,8 @@ export class VsockRig {
   /** @param setup What it is made with. */
   constructor(setup: VsockSetup) {
     this.#setup = setup;
-    const { format, size, eventIdx, indirect, rx, guestBuffer } = setup;
+    const { format, size, eventIdx, indirect, rx, tx, guestBuffer } = setup;
+    const { maxPayload } = setup;
     this.host = new LoopbackHost({
       schedule: (work) => this.guest.schedule(work),
     });
@@ -66,12 +89,15 @@ export class VsockRig {
       queueSize: size,
       eventIdx,
       indirectEntries: indirect ? 4 : 0,
-      memoryBytes: 1 << 20,
+      memoryBytes: memoryFor(maxPayload * size),
       driver: {
         rxLayout: RX_LAYOUTS[rx],
         // Without tables a buffer takes as many descriptors as it has segments.
         rxBuffers: indirect ? size : Math.floor(size / RX_LAYOUTS[rx].length),
-        maxPayload: 4096,
+        txLayout: tx === "halves"
+          ? { ...TX_LAYOUTS[tx], segmentBytes: maxPayload / 2 }
+          : TX_LAYOUTS[tx],
+        maxPayload,
         bufAlloc: guestBuffer,
         now: () => this.now,
         strict: false,
@@ -80,12 +106,42 @@ export class VsockRig {
     this.host.attach(this.#slow.before(this.device));
   }
 
-  /** Moves the guest to another device, whose host programs stay. */
+  /**
+   * Moves the guest to another device, whose host programs stay.
+   *
+   * @throws {Violation} when saving changes what is saved, or the other device is not where this one was.
+   */
   migrate(): void {
+    const { guest } = this;
+    const saved = JSON.stringify(guest.virtio.save());
+    const again = JSON.stringify(guest.virtio.save());
+    expectSame("snapshot", "what is saved twice", again, saved);
     this.host.detach();
+    this.#slow.forgetRequests();
     this.device = this.#newDevice();
     this.host.attach(this.#slow.before(this.device));
-    this.guest.migrate(this.device);
+    const moved = JSON.stringify(guest.migrate(this.device));
+    expectSame("snapshot", "what was moved", moved, saved);
+    const restored = JSON.stringify(guest.virtio.save());
+    expectSame("snapshot", "what was restored", restored, saved);
+  }
+
+  /** Notes what is known of the queues: of the guest's own, unless told. */
+  tell(run: QueueRun): void {
+    const { size, indirect, rx, tx } = this.#setup;
+    const { driver } = this.guest;
+    const { usedPackets, unusedPackets, pendingPackets, received } = driver;
+    const taken = received.reduce((sum, count) => sum + count, 0) +
+      driver.rawPackets.length;
+    // Each is a descriptor at least.
+    run.buffers = usedPackets + taken;
+    if (usedPackets > size || taken > size) run.wrapped = true;
+    if (pendingPackets > 0 || unusedPackets >= size) run.full = true;
+    const pieces = TX_LAYOUTS[tx].header?.length ?? 1;
+    if (
+      indirect && (RX_LAYOUTS[rx].length > 1 && taken > 0 ||
+        pieces > 1 && usedPackets > 0)
+    ) run.indirect = true;
   }
 
   /** A host program reads what there is; null at the end. See `LoopbackConn.tryRead` for errors. */

@@ -33,7 +33,12 @@ export {
   type SnapshotErrorCode,
 } from "./snapshot.ts";
 export { Diagnostics, type Log, type LogLevel } from "./diagnostics.ts";
+export { type EmulatorOptions, followMemory } from "./emulator.ts";
 export { type MmioOptions, MmioTransport } from "./mmio.ts";
+export { type PciOptions, PciTransport } from "./pci.ts";
+export type { PciIdentity } from "./pci_config.ts";
+export type { PciSpace } from "./pci_layout.ts";
+export type { PciMsixOptions } from "./pci_msix.ts";
 export type { QueueStateAccess } from "./queue_state.ts";
 export {
   type TransportFeatureOptions,
@@ -44,6 +49,11 @@ export {
   VIRTIO_MMIO_QUEUE_AVAIL_STATE,
   VIRTIO_MMIO_QUEUE_USED_STATE,
 } from "./virtio_mmio.ts";
+export {
+  VIRTIO_PCI_QUEUE_AVAIL_STATE,
+  VIRTIO_PCI_QUEUE_STATE_MAGIC,
+  VIRTIO_PCI_QUEUE_USED_STATE,
+} from "./virtio_pci.ts";
 export {
   type DeviceModel,
   featureMask,

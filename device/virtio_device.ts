@@ -574,6 +574,11 @@ export class VirtioDevice {
 
   // -- The virtqueue state facility --
 
+  /** True where bit 40 is offered as VIRTIO_F_QUEUE_STATE. */
+  get offersQueueState(): boolean {
+    return this.#offersQueueState;
+  }
+
   /** Why a driver cannot get or set the state of queue `index` now, in words; null where it can. */
   queueStateProblem(index: number, access: QueueStateAccess): string | null {
     this.#slot(index);

@@ -187,13 +187,16 @@ export class Registers {
     return this.#queues[this.queueSelect]?.areas[half] ?? 0;
   }
 
-  /** Tells that the selected queue can be configured; counts where it cannot. */
-  queueOpen(): boolean {
+  /** Tells that the device has the selected queue; counts where it has not. */
+  needQueue(): boolean {
+    if (this.queueExists) return true;
+    this.refused("queue", `the device has no queue ${this.queueSelect}`);
+    return false;
+  }
+
+  #queueOpen(): boolean {
+    if (!this.needQueue()) return false;
     const index = this.queueSelect;
-    if (!this.queueExists) {
-      this.refused("queue", `the device has no queue ${index}`);
-      return false;
-    }
     if (this.virtio.queueReady(index)) {
       this.refused("queue", `queue ${index} is ready, so it is frozen`);
       return false;
@@ -203,7 +206,7 @@ export class Registers {
 
   /** Takes the size of the selected queue. */
   writeQueueSize(size: number, powerOfTwo: boolean): void {
-    if (!this.queueOpen()) return;
+    if (!this.#queueOpen()) return;
     const index = this.queueSelect;
     if (
       size < 1 || size > this.maxQueueSize ||
@@ -222,7 +225,7 @@ export class Registers {
 
   /** Takes half of an address of the selected queue. */
   writeArea(half: number, word: number): void {
-    if (!this.queueOpen()) return;
+    if (!this.#queueOpen()) return;
     this.#queues[this.queueSelect]!.areas[half] = word;
   }
 

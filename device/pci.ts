@@ -532,16 +532,16 @@ export class PciTransport {
         registers.writeQueueSize(value, !registers.packed);
         return;
       case VIRTIO_PCI_COMMON_Q_MSIX:
-        if (!this.#hasQueue()) return;
+        if (!registers.needQueue()) return;
         this.#queueVectors[registers.queueSelect] = this.#vector(value);
         return;
       case VIRTIO_PCI_COMMON_Q_ENABLE:
-        if (!this.#hasQueue()) return;
+        if (!registers.needQueue()) return;
         if (value === 1) registers.writeReady(true);
         else registers.refused("queue", "queue_enable takes 1");
         return;
       case VIRTIO_PCI_COMMON_Q_RESET:
-        if (!this.#hasQueue()) return;
+        if (!registers.needQueue()) return;
         if (value !== 1) {
           registers.refused("queue", "queue_reset takes 1");
         } else if (registers.resetQueue()) {
@@ -562,17 +562,6 @@ export class PciTransport {
           `the field at offset 0x${start.toString(16)} is read-only`,
         );
     }
-  }
-
-  #hasQueue(): boolean {
-    const { queueExists, queueSelect } = this.#registers;
-    if (!queueExists) {
-      this.#registers.refused(
-        "queue",
-        `the device has no queue ${queueSelect}`,
-      );
-    }
-    return queueExists;
   }
 
   /** The vector that an event is mapped to when the driver asks for `value` (4.1.5.1.2). */

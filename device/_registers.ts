@@ -1,6 +1,10 @@
 import { RingError } from "../ring/errors.ts";
-import { VIRTIO_F_RING_PACKED } from "../ring/virtio_ring.ts";
+import {
+  VIRTIO_F_EVENT_IDX,
+  VIRTIO_F_RING_PACKED,
+} from "../ring/virtio_ring.ts";
 import type { EmulatorOptions } from "./emulator.ts";
+import { LoggedQueue } from "./logged_queue.ts";
 import {
   featureMask,
   VIRTIO_CONFIG_S_FEATURES_OK,
@@ -81,6 +85,25 @@ export class Registers {
       size,
       areas: new Uint32Array(AREA_WORDS),
     }));
+    const { written } = emulator;
+    if (written !== undefined) this.#tellWrites(written);
+  }
+
+  #tellWrites(written: (address: number, length: number) => void): void {
+    const { virtio } = this;
+    const log = {
+      mark(address: number, length: number): void {
+        if (length !== 0) written(address, length);
+      },
+    };
+    virtio.wrapQueues((index, queue) => {
+      const { descriptorArea, deviceArea } = virtio.queueSetup(index);
+      return new LoggedQueue(queue, log, {
+        descriptorArea,
+        eventIdx: (virtio.features & featureMask(VIRTIO_F_EVENT_IDX)) !== 0n,
+        logAddress: deviceArea,
+      });
+    });
   }
 
   /**

@@ -1,7 +1,8 @@
 import { VIRTIO_F_EVENT_IDX } from "../../ring/virtio_ring.ts";
 import type { DeviceQueue } from "../../ring/queue.ts";
+import { LoggedQueue } from "../logged_queue.ts";
 import { featureMask, type VirtioDevice } from "../virtio_device.ts";
-import { DirtyLog, LoggedQueue } from "./dirty_log.ts";
+import { DirtyLog } from "./dirty_log.ts";
 import type { MappedMemory } from "./ports.ts";
 
 const NOTHING = new Uint8Array(0);

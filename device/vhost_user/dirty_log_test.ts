@@ -6,7 +6,8 @@ import { PackedDriver } from "../../ring/packed_driver.ts";
 import { BufferList, type RingFormat } from "../../ring/queue.ts";
 import { SplitDevice } from "../../ring/split_device.ts";
 import { SplitDriver } from "../../ring/split_driver.ts";
-import { DirtyLog, LoggedQueue, VHOST_LOG_PAGE } from "./dirty_log.ts";
+import { LoggedQueue } from "../logged_queue.ts";
+import { DirtyLog, VHOST_LOG_PAGE } from "./dirty_log.ts";
 
 const PAGE = VHOST_LOG_PAGE;
 

@@ -1,13 +1,21 @@
+/**
+ * Campaigns: random scripts of a property in batches, whose seeds follow from one seed.
+ *
+ * Batch 0 has the seed of the campaign, so that a batch that failed can be taken again as a campaign of its own. A shard I of N takes
+ * the batches I, I + N, I + 2N and so on: what the shards run is disjoint, and together it is what one campaign would have run.
+ *
+ * @module
+ */
+
 import {
   type AnyScript,
   type NamedProperty,
-  type QueueScript,
   ScriptFailure,
 } from "./queue_properties.ts";
 import type { QueueRun } from "./queue_steps.ts";
 
 /** Runs that have one seed; a campaign longer than that goes on with the next. */
-export const BATCH_RUNS = 500;
+export const BATCH_RUNS = 20;
 
 /** How long to look. */
 export type CampaignLimits = {
@@ -17,33 +25,150 @@ export type CampaignLimits = {
   seconds: number;
 };
 
-/** What a campaign found. */
-export type CampaignResult = {
-  /** Name of the property. */
-  name: string;
+/** What runs came to; shares of runs are null where the property has no such notion. */
+export type Tally = {
   /** Runs that held, without those to shrink a failure. */
   runs: number;
-  /** How long it took. */
+  /** How long they took, in one thread. */
   seconds: number;
-  /** Buffers that went round. */
+  /** Buffers that went round, or bytes. */
   buffers: number;
   /** Runs in which a device was restored with buffers in flight. */
-  midFlight: number;
+  midFlight: number | null;
   /** Runs in which positions came round. */
-  wrapped: number;
+  wrapped: number | null;
   /** Runs in which the ring was full. */
-  full: number;
+  full: number | null;
   /** Runs that used an indirect table. */
-  indirect: number;
+  indirect: number | null;
+};
+
+/** What statistics tell in shares of runs. */
+export const NOTIONS = ["midFlight", "wrapped", "full", "indirect"] as const;
+
+/** What a campaign found. */
+export type CampaignResult = Tally & {
+  /** Name of the property. */
+  name: string;
   /** The shrunk script on which it failed, if it did. */
   failure: ScriptFailure | null;
   /** Seed of the batch that failed. */
   failedSeed: number;
 };
 
+/** What does not hold, as plain data. */
+export type Finding = {
+  /** Name of the invariant. */
+  invariant: string;
+  /** What was seen. */
+  message: string;
+  /** The shrunk script, a line a step, and those in which it came to rest. */
+  lines: string[];
+  /** The script; null where there is none, since a run came to no end or the property itself is broken. */
+  script: AnyScript | null;
+  /** Which batch of the campaign failed. */
+  batch: number;
+  /** Seed of that batch. */
+  seed: number;
+};
+
+/** Part `index`, from 0, of a campaign in `of` parts. */
+export type Shard = { readonly index: number; readonly of: number };
+
+/** No runs. */
+export function emptyTally(): Tally {
+  return {
+    runs: 0,
+    seconds: 0,
+    buffers: 0,
+    midFlight: null,
+    wrapped: null,
+    full: null,
+    indirect: null,
+  };
+}
+
+/** Adds what other runs came to. */
+export function addTally(into: Tally, more: Readonly<Tally>): void {
+  into.runs += more.runs;
+  into.seconds += more.seconds;
+  into.buffers += more.buffers;
+  for (const notion of NOTIONS) {
+    const count = more[notion];
+    if (count !== null) into[notion] = (into[notion] ?? 0) + count;
+  }
+}
+
+function addRun(into: Tally, run: QueueRun): void {
+  into.runs++;
+  into.buffers += run.buffers;
+  for (const notion of NOTIONS) {
+    const did = run[notion];
+    if (did !== null) into[notion] = (into[notion] ?? 0) + (did ? 1 : 0);
+  }
+}
+
 /**
- * Runs a property on random scripts, in batches whose seeds follow from `seed`, until a limit is reached or it
- * fails; the script that failed is shrunk.
+ * Seed of a batch: `x -> a x + c` modulo 2^32, as often as there are batches before it. All of them differ, and campaigns whose seeds
+ * are neighbours have nothing in common.
+ */
+export function batchSeed(seed: number, batch: number): number {
+  let a = 1_664_525;
+  let c = 1_013_904_223;
+  let x = seed | 0;
+  for (let n = batch; n > 0; n = Math.floor(n / 2)) {
+    if (n % 2 === 1) x = (Math.imul(a, x) + c) | 0;
+    c = (Math.imul(a, c) + c) | 0;
+    a = Math.imul(a, a);
+  }
+  return x;
+}
+
+/** The batches of a shard, of a campaign of `runs` runs, and how many runs each has. */
+export function* shardBatches(
+  { index, of }: Shard,
+  runs: number,
+): Generator<{ batch: number; runs: number }> {
+  for (let batch = index; batch * BATCH_RUNS < runs; batch += of) {
+    yield { batch, runs: Math.min(BATCH_RUNS, runs - batch * BATCH_RUNS) };
+  }
+}
+
+/**
+ * Runs one batch.
+ *
+ * @param tell Hears of every run, with false from the first one that failed: what follows shrinks it.
+ * @returns What the runs came to, and the shrunk script on which one failed.
+ * @throws what the property threw, if that is no {@link ScriptFailure}.
+ */
+export function runBatch(
+  property: NamedProperty,
+  seed: number,
+  runs: number,
+  tell: (holds: boolean) => void = () => {},
+): { tally: Tally; failure: ScriptFailure | null } {
+  const tally = emptyTally();
+  const started = performance.now();
+  let failed = false;
+  const seen = (run: QueueRun | null) => {
+    if (run === null) failed = true;
+    // Runs that shrink a failure are no sample.
+    if (run !== null && !failed) addRun(tally, run);
+    tell(!failed);
+  };
+  const details = property.check(seen, { seed, numRuns: runs });
+  tally.seconds = (performance.now() - started) / 1000;
+  if (!details.failed) return { tally, failure: null };
+  const { errorInstance } = details;
+  if (!(errorInstance instanceof ScriptFailure)) {
+    throw errorInstance ?? new Error(`${property.name} makes no scripts`);
+  }
+  return { tally, failure: errorInstance };
+}
+
+/**
+ * Runs a property on random scripts in this thread, batch by batch, until a limit is reached or it fails; the script that failed is
+ * shrunk.
  *
  * @param tell Hears of the runs so far, after each batch.
  */
@@ -53,70 +178,28 @@ export function runCampaign(
   limits: CampaignLimits,
   tell: (runs: number) => void = () => {},
 ): CampaignResult {
-  const result: CampaignResult = {
-    name: property.name,
-    runs: 0,
-    seconds: 0,
-    buffers: 0,
-    midFlight: 0,
-    wrapped: 0,
-    full: 0,
-    indirect: 0,
-    failure: null,
-    failedSeed: 0,
-  };
+  const sum = emptyTally();
+  let failure: ScriptFailure | null = null;
+  let failedSeed = 0;
   const started = performance.now();
   const seconds = () => (performance.now() - started) / 1000;
-  let failed = false;
-  const seen = (run: QueueRun | null) => {
-    if (run === null) failed = true;
-    // Runs that shrink a failure are no sample.
-    if (run === null || failed) return;
-    result.runs++;
-    result.buffers += run.buffers;
-    if (run.midFlight) result.midFlight++;
-    if (run.wrapped) result.wrapped++;
-    if (run.full) result.full++;
-    if (run.indirect) result.indirect++;
-  };
-  for (let batch = 0; result.runs < limits.runs; batch++) {
-    if (batch > 0 && seconds() >= limits.seconds) break;
-    const batchSeed = (seed + batch) | 0;
-    const left = limits.runs - result.runs;
-    const details = property.check(seen, {
-      seed: batchSeed,
-      numRuns: Math.min(BATCH_RUNS, left),
-    });
-    if (details.failed) {
-      const { errorInstance } = details;
-      if (!(errorInstance instanceof ScriptFailure)) throw errorInstance;
-      result.failure = errorInstance;
-      result.failedSeed = batchSeed;
+  for (const part of shardBatches({ index: 0, of: 1 }, limits.runs)) {
+    if (part.batch > 0 && seconds() >= limits.seconds) break;
+    const own = batchSeed(seed, part.batch);
+    const result = runBatch(property, own, part.runs);
+    addTally(sum, result.tally);
+    failure = result.failure;
+    if (failure !== null) {
+      failedSeed = own;
       break;
     }
-    tell(result.runs);
+    tell(sum.runs);
   }
-  result.seconds = seconds();
-  return result;
-}
-
-/** A script as one word for `--replay`. */
-export function encodeToken(name: string, script: AnyScript): string {
-  return btoa(JSON.stringify({ name, script })).replaceAll("=", "");
-}
-
-/** What {@link encodeToken} made; undefined where it is no such word. */
-export function decodeToken(
-  token: string,
-): { name: string; script: QueueScript } | undefined {
-  try {
-    const value = JSON.parse(atob(token));
-    const { name, script } = value;
-    return typeof name === "string" && Array.isArray(script.steps) &&
-        typeof script.setup === "object"
-      ? value
-      : undefined;
-  } catch {
-    return undefined;
-  }
+  return {
+    ...sum,
+    seconds: seconds(),
+    name: property.name,
+    failure,
+    failedSeed,
+  };
 }

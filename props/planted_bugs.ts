@@ -34,21 +34,34 @@ export async function runPlant(
 ): Promise<PlantedResult> {
   const copy = await Deno.makeTempDir({ prefix: "planted-" });
   try {
-    await copySources(root, copy);
-    for (const edit of plant.edits) {
-      const path = `${copy}/${edit.file}`;
-      const text = await Deno.readTextFile(path).catch(() => {
-        throw new PlantError(
-          `Cannot plant ${plant.name}: there is no ${edit.file}`,
-        );
-      });
-      await Deno.writeTextFile(path, applyEdit(plant.name, edit, text));
-    }
+    await plantInCopy(plant, root, copy);
     const started = performance.now();
     const outcome = await runProperties(copy, seconds, seed);
     return { plant, seconds: (performance.now() - started) / 1000, outcome };
   } finally {
     await Deno.remove(copy, { recursive: true });
+  }
+}
+
+/**
+ * Copies the sources at `root` to the folder `copy`, and plants a bug there.
+ *
+ * @throws {PlantError} when an edit does not apply exactly once.
+ */
+export async function plantInCopy(
+  plant: Plant,
+  root: URL,
+  copy: string,
+): Promise<void> {
+  await copySources(root, copy);
+  for (const edit of plant.edits) {
+    const path = `${copy}/${edit.file}`;
+    const text = await Deno.readTextFile(path).catch(() => {
+      throw new PlantError(
+        `Cannot plant ${plant.name}: there is no ${edit.file}`,
+      );
+    });
+    await Deno.writeTextFile(path, applyEdit(plant.name, edit, text));
   }
 }
 

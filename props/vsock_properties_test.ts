@@ -7,6 +7,7 @@ import {
 } from "@std/assert";
 import { Credit } from "../device/vsock/credit.ts";
 import { runCampaign } from "./campaign.ts";
+import { failureLines } from "./counterexample.ts";
 import { FACILITY_PROPERTY } from "./facility_properties.ts";
 import { HOSTILE_CHAIN_PROPERTY } from "./hostile_chain_properties.ts";
 import {
@@ -41,10 +42,7 @@ for (
       if (fresh) console.log(`${property.name}: --seed ${seed}`);
       const result = runCampaign(property, seed, { runs, seconds: 60 });
       if (result.failure !== null) {
-        const { lines, message } = result.failure;
-        throw new Error(
-          `seed ${result.failedSeed}: ${lines.join("\n")}\n${message}`,
-        );
+        throw new Error(failureLines(property.name, result.failure).join("\n"));
       }
       assertEquals(result.runs, runs);
       assertGreater(result.buffers, 0);

@@ -76,8 +76,14 @@ export { VsockDevice, type VsockDeviceOptions } from "./vsock/device.ts";
 export {
   type ConnectAnswer,
   type ConnectRequest,
+  type HostMessages,
   type HostSide,
   type HostStream,
+  MESSAGE_AGAIN,
+  MESSAGE_TOO_LONG,
+  type MessageEvents,
+  type MessagesAnswer,
+  type MessagesRequest,
   type PendingConnect,
   type RestoredConnection,
   STREAM_AGAIN,
@@ -91,6 +97,8 @@ export {
   LoopbackHost,
   LoopbackListener,
   type LoopbackSnapshot,
+  type SeqpacketOption,
+  type SocketOption,
 } from "./vsock/loopback.ts";
 export {
   LOOPBACK_BUFFER_BYTES,
@@ -98,6 +106,14 @@ export {
   type LoopbackConnSnapshot,
   type LoopbackContext,
 } from "./vsock/loopback_conn.ts";
+export {
+  LOOPBACK_BUFFER_MESSAGES,
+  type LoopbackMessage,
+  LoopbackMessages,
+  type LoopbackMessageSnapshot,
+  type LoopbackMessagesSnapshot,
+} from "./vsock/loopback_messages.ts";
+export type { LinkState, OutgoingState } from "./vsock/host_link.ts";
 export { MAX_SEGMENTS, Segments } from "./vsock/segments.ts";
 export type {
   ConnectionSnapshot,

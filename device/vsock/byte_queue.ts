@@ -57,15 +57,12 @@ export class ByteQueue {
     return this.#buffer.subarray(this.#start, end);
   }
 
-  /** A copy of all bytes; they stay in the queue. */
-  copy(): Uint8Array<ArrayBuffer> {
-    const bytes = new Uint8Array(this.#length);
-    const first = this.peek();
+  /** A copy of the first `length` bytes, all unless told; they stay in the queue. */
+  copy(length: number = this.#length): Uint8Array<ArrayBuffer> {
+    const bytes = new Uint8Array(length);
+    const first = this.peek().subarray(0, length);
     bytes.set(first);
-    bytes.set(
-      this.#buffer.subarray(0, this.#length - first.length),
-      first.length,
-    );
+    bytes.set(this.#buffer.subarray(0, length - first.length), first.length);
     return bytes;
   }
 

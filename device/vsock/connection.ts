@@ -1,21 +1,29 @@
 import type { Chain } from "../../ring/chain.ts";
-import { ByteQueue } from "./byte_queue.ts";
 import { Credit } from "./credit.ts";
-import {
-  type ConnectAnswer,
-  type ConnectRequest,
-  type HostSide,
-  type HostStream,
-  STREAM_AGAIN,
-  STREAM_BROKEN,
-  STREAM_EOF,
-  type StreamEvents,
+import type {
+  ConnectAnswer,
+  HostMessages,
+  HostSide,
+  HostStream,
+  MessageEvents,
 } from "./host.ts";
-import { base64, bytesOfBase64 } from "../snapshot.ts";
+import {
+  type HostLink,
+  LINK_AGAIN,
+  LINK_BROKEN,
+  LINK_EOF,
+  LINK_GATHERS,
+  LINK_NO_CREDIT,
+  LINK_STARVED,
+  LINK_TOO_LONG,
+  LINK_TOO_MANY,
+} from "./host_link.ts";
+import { MessageLink } from "./message_link.ts";
 import type { PacketHeader } from "./packet.ts";
-import { RX_STARVED, type RxWriter } from "./rx_writer.ts";
+import type { RxWriter } from "./rx_writer.ts";
 import type { Segments } from "./segments.ts";
 import type { ConnectionSnapshot } from "./snapshot.ts";
+import { StreamLink } from "./stream_link.ts";
 import {
   VIRTIO_VSOCK_OP_CREDIT_REQUEST,
   VIRTIO_VSOCK_OP_CREDIT_UPDATE,
@@ -27,9 +35,7 @@ import {
   VIRTIO_VSOCK_SHUTDOWN_MASK,
   VIRTIO_VSOCK_SHUTDOWN_RCV,
   VIRTIO_VSOCK_SHUTDOWN_SEND,
-  VIRTIO_VSOCK_TYPE_STREAM,
-  VMADDR_CID_HOST,
-  VSOCK_HEADER_SIZE,
+  VIRTIO_VSOCK_TYPE_SEQPACKET,
 } from "./virtio_vsock.ts";
 
 /** How long a guest may take to answer a host program's REQUEST. */
@@ -42,8 +48,6 @@ const CREDIT_RETRY_MAX_MS = 1_000;
 
 /** Bytes that one connection sends to the guest before the next one has its turn. */
 const QUANTUM_BYTES = 65_536;
-/** Receive buffers that one read fills at most; a connection comes to that by doubling from 1. */
-const READ_HINT_MAX_BUFFERS = 32;
 
 /**
  * Where a connection stands.
@@ -86,20 +90,46 @@ export interface ConnectionOwner {
   setTimer(connection: Connection, ms: number): void;
   /** Counts a fault of the guest. */
   fault(kind: string, text: () => string): void;
+  /** Lends `length` bytes of memory until the next call. */
+  scratch(length: number): Uint8Array;
 }
 
+/** What a {@link Connection} is made for. */
+export type ConnectionSetup = {
+  /** CID of the guest. */
+  readonly guestCid: number;
+  /** Port in the guest. */
+  readonly guestPort: number;
+  /** CID of the other end: 2 for the host. */
+  readonly peerCid: number;
+  /** Port of the other end. */
+  readonly hostPort: number;
+  /** Socket type. */
+  readonly packetType: number;
+  /** Bytes that are kept for the host program, as the guest is told. */
+  readonly bufAlloc: number;
+};
+
+/** The host program that wants the guest, whatever kind of end it gives. */
+export type AnyAnswer = ConnectAnswer<HostStream | HostMessages, MessageEvents>;
+
 /**
- * One stream between a guest's socket and a host program: states, credit and half-closes
- * (virtio 1.4, 5.10.6.5). Packets come through `receive` and its kin, host events through
- * {@link StreamEvents}; what is to be sent is decided in `transmit`, when the guest has room.
+ * One connection between a guest's socket and a host program: states, credit and half-closes
+ * (virtio 1.4, 5.10.6.5); what it carries, bytes or messages, is the matter of its {@link HostLink}.
+ * Packets come through `receive` and its kin, host events through {@link MessageEvents}; what is to
+ * be sent is decided in `transmit`, when the guest has room. It is its host side's `ConnectRequest`.
  */
-export class Connection implements StreamEvents, ConnectRequest {
+export class Connection implements MessageEvents {
   /** The guest's CID. */
   readonly guestCid: number;
   /** The guest's port. */
   readonly guestPort: number;
-  /** The host's port. */
+  /** CID of the other end: 2 for the host. */
+  readonly peerCid: number;
+  /** The other end's port. */
   readonly hostPort: number;
+  /** Socket type of its packets. */
+  readonly packetType: number;
   /** Flow control. */
   readonly credit: Credit;
   /** When `expire` is due, in the muxer's milliseconds; Infinity without a timer. */
@@ -109,9 +139,8 @@ export class Connection implements StreamEvents, ConnectRequest {
 
   #state: ConnectionState;
   readonly #owner: ConnectionOwner;
-  readonly #buffer: ByteQueue;
-  #stream: HostStream | null = null;
-  #answer: ConnectAnswer | null = null;
+  readonly #link: HostLink;
+  #answer: AnyAnswer | null = null;
 
   // To the guest.
   #requestSent = false;
@@ -120,7 +149,6 @@ export class Connection implements StreamEvents, ConnectRequest {
   #wantShutdown = 0;
   #sentShutdown = 0;
   #readable = false;
-  #readHint = 1;
   #creditRetryMs = 0;
 
   // From the guest.
@@ -132,18 +160,20 @@ export class Connection implements StreamEvents, ConnectRequest {
   /** Makes a connection that the guest asks for (`answer` null) or that a host program does. */
   constructor(
     owner: ConnectionOwner,
-    guestCid: number,
-    guestPort: number,
-    hostPort: number,
-    bufAlloc: number,
-    answer: ConnectAnswer | null,
+    setup: ConnectionSetup,
+    answer: AnyAnswer | null,
   ) {
     this.#owner = owner;
-    this.guestCid = guestCid;
-    this.guestPort = guestPort;
-    this.hostPort = hostPort;
-    this.credit = new Credit(bufAlloc);
-    this.#buffer = new ByteQueue(bufAlloc);
+    this.guestCid = setup.guestCid;
+    this.guestPort = setup.guestPort;
+    this.peerCid = setup.peerCid;
+    this.hostPort = setup.hostPort;
+    this.packetType = setup.packetType;
+    const credit = new Credit(setup.bufAlloc);
+    this.credit = credit;
+    this.#link = setup.packetType === VIRTIO_VSOCK_TYPE_SEQPACKET
+      ? new MessageLink(credit, (length) => owner.scratch(length))
+      : new StreamLink(credit);
     this.#answer = answer;
     this.#state = answer === null ? "asking-host" : "asking-guest";
     if (answer !== null) owner.setTimer(this, CONNECT_TIMEOUT_MS);
@@ -156,7 +186,12 @@ export class Connection implements StreamEvents, ConnectRequest {
 
   /** Bytes from the guest that the host program has not taken. */
   get buffered(): number {
-    return this.#buffer.length;
+    return this.#link.buffered;
+  }
+
+  /** Longest message that the guest can take. */
+  get maxMessageBytes(): number {
+    return this.credit.maxMessageBytes;
   }
 
   // -- Snapshots --
@@ -166,11 +201,13 @@ export class Connection implements StreamEvents, ConnectRequest {
     const state = this.#state;
     if (state === "closed") return null;
     return {
+      type: this.packetType,
       guestPort: this.guestPort,
+      peerCid: this.peerCid,
       hostPort: this.hostPort,
       state,
       credit: this.credit.save(),
-      buffered: base64(this.#buffer.copy()),
+      ...this.#link.save(),
       requestSent: this.#requestSent,
       responseDue: this.#responseDue,
       updateAsked: this.#updateAsked,
@@ -190,11 +227,11 @@ export class Connection implements StreamEvents, ConnectRequest {
    * Goes on from a state that was checked. It is just made and in the owner's table; its host
    * program is asked for now.
    */
-  restore(from: ConnectionSnapshot, host: HostSide): void {
+  restore(from: ConnectionSnapshot, host: HostSide | null): void {
     const { state } = from;
     this.#state = state;
     this.credit.restore(from.credit);
-    this.#buffer.push(bytesOfBase64(from.buffered));
+    this.#link.restore(from);
     this.#requestSent = from.requestSent;
     this.#responseDue = from.responseDue;
     this.#updateAsked = from.updateAsked;
@@ -208,15 +245,22 @@ export class Connection implements StreamEvents, ConnectRequest {
     if (state === "lingering") this.#owner.forget(this);
     this.#owner.schedule(this);
 
+    const messages = this.packetType === VIRTIO_VSOCK_TYPE_SEQPACKET;
     if (state === "asking-host") {
-      host.connect(this);
+      this.askHost(host);
     } else if (state === "asking-guest") {
-      this.#answer = host.resumeConnect?.(this) ?? null;
-      if (this.#answer === null) this.reset();
-    } else if (state === "open" || this.#buffer.length > 0) {
-      const open = host.resume?.(this) ?? null;
+      this.#answer = (messages
+        ? host?.resumeConnectMessages?.(this)
+        : host?.resumeConnect?.(this)) ?? null;
+      if (this.#answer === null) {
+        this.reset();
+      }
+    } else if (state === "open" || !this.#link.delivered) {
+      const open =
+        (messages ? host?.resumeMessages?.(this) : host?.resume?.(this)) ??
+          null;
       if (open !== null) {
-        this.#stream = open(this);
+        this.#link.attach(open(this));
         // What was owed to the saved device is looked for once.
         if ((this.#guestShutdown & VIRTIO_VSOCK_SHUTDOWN_RCV) === 0) {
           this.#readable =
@@ -230,7 +274,7 @@ export class Connection implements StreamEvents, ConnectRequest {
         () =>
           `nobody goes on with host port ${this.hostPort}, guest port ${this.guestPort}`,
       );
-      this.#buffer.clear();
+      this.#link.discard();
       if (state === "open") this.reset();
       else this.#closeWhenWritten();
     }
@@ -238,19 +282,31 @@ export class Connection implements StreamEvents, ConnectRequest {
 
   // -- The host side's answer to the guest (ConnectRequest) --
 
+  /** Hands the guest's wish to the host side; one without seqpackets, or none at all, refuses. */
+  askHost(host: HostSide | null): void {
+    if (this.packetType !== VIRTIO_VSOCK_TYPE_SEQPACKET) {
+      if (host !== null) host.connect(this);
+      else this.refuse();
+    } else if (host?.connectMessages !== undefined) {
+      host.connectMessages(this);
+    } else {
+      this.refuse();
+    }
+  }
+
   /** True when the guest does not wait for an answer any more. */
   get cancelled(): boolean {
     return this.#state !== "asking-host";
   }
 
-  /** Connects the guest to the stream that `open` returns; see {@link ConnectRequest.accept}. */
-  accept(open: (events: StreamEvents) => HostStream): boolean {
+  /** Connects the guest to the end that `open` returns; see `ConnectRequest.accept`. */
+  accept(open: (events: MessageEvents) => HostStream | HostMessages): boolean {
     if (this.#state !== "asking-host") return false;
     this.#state = "open";
     this.#responseDue = true;
     this.#readable = true;
     this.#owner.schedule(this);
-    this.#stream = open(this);
+    this.#link.attach(open(this));
     return true;
   }
 
@@ -277,7 +333,7 @@ export class Connection implements StreamEvents, ConnectRequest {
     this.#answer = null;
     this.#state = "open";
     this.#owner.setTimer(this, Infinity);
-    this.#stream = answer.accepted(this.hostPort, this);
+    this.#link.attach(answer.accepted(this.hostPort, this));
     this.#readable = true;
     this.#owner.schedule(this);
   }
@@ -314,7 +370,7 @@ export class Connection implements StreamEvents, ConnectRequest {
       return;
     }
     if ((now & ~before & VIRTIO_VSOCK_SHUTDOWN_RCV) !== 0) {
-      this.#stream?.shutdownRead();
+      this.#link.shutdownRead();
       this.#readable = false;
       // The end of file that would follow the rest of the host program's bytes does not come up.
       if (this.#hungUp) this.#endBoth();
@@ -323,12 +379,17 @@ export class Connection implements StreamEvents, ConnectRequest {
   }
 
   /**
-   * Takes `length` bytes of payload, which start after the header in `chain`.
+   * Takes `length` bytes of payload with `flags`, which start after the header in `chain`.
    *
    * True when they may wait in a gathering write with others, which ends in `gathered()`; false
-   * when they were dealt with.
+   * when they were dealt with. `scratch` is empty, and left so.
    */
-  receiveData(chain: Chain, length: number): boolean {
+  receiveData(
+    chain: Chain,
+    length: number,
+    flags: number,
+    scratch: Segments,
+  ): boolean {
     const state = this.#state;
     if (state === "resetting") return false;
     if (
@@ -348,38 +409,26 @@ export class Connection implements StreamEvents, ConnectRequest {
       this.reset();
       return false;
     }
-    if (this.#discard || this.#stream === null) {
-      this.#forwarded(length);
+    const link = this.#link;
+    if (this.#discard || !link.attached) {
+      this.credit.forwarded(length);
+      this.#tellRoom();
       return false;
     }
-    if (this.#buffer.length === 0) return true;
-    this.#keep(chain, length);
+    const result = link.receive(chain, length, flags, scratch);
+    if (result === LINK_GATHERS) return true;
+    this.#handedOver(result);
     return false;
   }
 
   /** Writes gathered payload to the host program and keeps what it does not take. */
   gathered(segments: Segments): void {
-    const stream = this.#stream;
-    if (stream === null || this.#discard) {
-      this.#forwarded(segments.bytes);
-      return;
+    if (this.#discard) {
+      this.credit.forwarded(segments.bytes);
+      this.#tellRoom();
+    } else {
+      this.#handedOver(this.#link.gathered(segments));
     }
-    let taken = 0;
-    if (this.#buffer.length === 0) {
-      taken = stream.write(segments);
-      if (taken === STREAM_BROKEN) {
-        this.#forwarded(segments.bytes);
-        this.#hostWriteBroken();
-        return;
-      }
-    }
-    const rest = segments.bytes - taken;
-    if (rest > 0) {
-      const [first, second] = this.#buffer.extend(rest);
-      segments.copyTo(first, taken);
-      if (second.length > 0) segments.copyTo(second, taken + first.length);
-    }
-    this.#forwarded(taken);
   }
 
   /** Takes the credit that every header of the guest carries. */
@@ -388,8 +437,8 @@ export class Connection implements StreamEvents, ConnectRequest {
     const shrunk = bufAlloc < credit.peerBufAlloc;
     credit.hear(bufAlloc, fwdCnt);
     // A smaller buffer is a smaller window: an update that was not due can be what the guest waits for.
-    if (shrunk && credit.updateDue) this.#owner.schedule(this);
-    if (this.#readable && credit.peerFree > 0) {
+    if (shrunk) this.#tellRoom();
+    if (this.#readable && this.#link.canSend) {
       if (this.#creditRetryMs !== 0) {
         this.#creditRetryMs = 0;
         if (this.#state === "open") this.#owner.setTimer(this, Infinity);
@@ -404,7 +453,7 @@ export class Connection implements StreamEvents, ConnectRequest {
     this.#owner.schedule(this);
   }
 
-  // -- The host program (StreamEvents) --
+  // -- The host program (MessageEvents) --
 
   /** The host program has sent something, or ended. */
   hostReadable(): void {
@@ -417,22 +466,10 @@ export class Connection implements StreamEvents, ConnectRequest {
 
   /** The host program takes bytes again. */
   hostWritable(): void {
-    const stream = this.#stream;
-    if (stream === null) return;
-    const buffer = this.#buffer;
-    while (buffer.length > 0) {
-      const piece = buffer.peek();
-      const taken = stream.writeBytes(piece);
-      if (taken === STREAM_BROKEN) {
-        this.#forwarded(buffer.length);
-        buffer.clear();
-        this.#hostWriteBroken();
-        return;
-      }
-      buffer.drop(taken);
-      this.#forwarded(taken);
-      if (taken < piece.length) return;
-    }
+    if (!this.#link.attached) return;
+    const result = this.#link.flush();
+    this.#handedOver(result);
+    if (result !== LINK_AGAIN) return;
     if (this.#state === "lingering" || this.#state === "resetting") {
       this.#closeWhenWritten();
     } else this.#endHostWriteWhenWritten();
@@ -451,7 +488,7 @@ export class Connection implements StreamEvents, ConnectRequest {
         this.hostReadable();
       }
     } else if (this.#state === "lingering" || this.#state === "resetting") {
-      this.#buffer.clear();
+      this.#link.discard();
       this.#closeWhenWritten();
     }
   }
@@ -472,7 +509,7 @@ export class Connection implements StreamEvents, ConnectRequest {
     } else {
       this.#state = "resetting";
       this.#owner.setTimer(this, Infinity);
-      this.#closeStream(state === "open");
+      this.#closeLink(state === "open");
       this.#owner.schedule(this);
     }
     answer?.refused("the connection was reset");
@@ -560,11 +597,11 @@ export class Connection implements StreamEvents, ConnectRequest {
       this.#sentShutdown = flags;
       if (flags === VIRTIO_VSOCK_SHUTDOWN_MASK) {
         this.#state = "closing";
-        this.#closeStream(false);
+        this.#closeLink(false);
         this.#owner.setTimer(this, DISCONNECT_TIMEOUT_MS);
       }
     }
-    if (this.#updateAsked || this.credit.updateDue) {
+    if (this.#updateAsked || this.#link.updateDue) {
       if (!this.#send(rx, header, VIRTIO_VSOCK_OP_CREDIT_UPDATE, 0)) {
         return TRANSMIT_STARVED;
       }
@@ -573,40 +610,28 @@ export class Connection implements StreamEvents, ConnectRequest {
   }
 
   #transmitData(rx: RxWriter, header: PacketHeader): number {
-    const stream = this.#stream;
-    if (stream === null) {
-      this.#readable = false;
-      return TRANSMIT_DONE;
-    }
-    const credit = this.credit;
+    const link = this.#link;
     let quantum = QUANTUM_BYTES;
     while (quantum > 0) {
-      const free = credit.peerFree;
-      if (free === 0) return this.#askForCredit(rx, header);
-      const hint = this.#readHint;
-      const packets = credit.packetsFree < hint ? credit.packetsFree : hint;
       this.#fill(header, VIRTIO_VSOCK_OP_RW, 0);
-      const got = rx.sendData(header, credit, stream, free, packets);
+      const got = link.transmit(rx, header);
       if (got > 0) {
         this.#told();
         quantum -= got;
-        if (got === rx.offered) {
-          if (hint < READ_HINT_MAX_BUFFERS) this.#readHint = hint * 2;
-        } else if (got < rx.offered >>> 2 && hint > 1) {
-          this.#readHint = hint >>> 1;
-        }
         continue;
       }
+      if (got === LINK_NO_CREDIT) return this.#askForCredit(rx, header);
       // Who got something has had its turn, so that few buffers are shared as well.
-      if (got === RX_STARVED) {
+      if (got === LINK_STARVED) {
         return quantum < QUANTUM_BYTES ? TRANSMIT_MORE : TRANSMIT_STARVED;
       }
       this.#readable = false;
-      if (got === STREAM_AGAIN) return TRANSMIT_DONE;
-      if (got === STREAM_EOF) {
+      if (got === LINK_AGAIN) return TRANSMIT_DONE;
+      if (got === LINK_EOF) {
         this.#wantShutdown |= VIRTIO_VSOCK_SHUTDOWN_SEND;
         if (this.#hungUp) this.#wantShutdown = VIRTIO_VSOCK_SHUTDOWN_MASK;
       } else {
+        if (got === LINK_TOO_LONG) this.#tooLong("the guest");
         this.reset();
       }
       return TRANSMIT_DONE;
@@ -638,12 +663,12 @@ export class Connection implements StreamEvents, ConnectRequest {
   }
 
   #fill(header: PacketHeader, op: number, flags: number): void {
-    header.srcCid = VMADDR_CID_HOST;
+    header.srcCid = this.peerCid;
     header.dstCid = this.guestCid;
     header.srcPort = this.hostPort;
     header.dstPort = this.guestPort;
     header.len = 0;
-    header.type = VIRTIO_VSOCK_TYPE_STREAM;
+    header.type = this.packetType;
     header.op = op;
     header.flags = flags;
     header.bufAlloc = this.credit.bufAlloc;
@@ -667,22 +692,42 @@ export class Connection implements StreamEvents, ConnectRequest {
     this.#updateAsked = false;
   }
 
-  #forwarded(length: number): void {
-    this.credit.forwarded(length);
-    if (this.credit.updateDue) this.#owner.schedule(this);
+  /** The host program has taken some of what the guest sent; the guest may have to hear of it. */
+  #tellRoom(): void {
+    if (this.#link.updateDue) this.#owner.schedule(this);
   }
 
-  #keep(chain: Chain, length: number): void {
-    const [first, second] = this.#buffer.extend(length);
-    chain.read(first, VSOCK_HEADER_SIZE);
-    if (second.length > 0) chain.read(second, VSOCK_HEADER_SIZE + first.length);
+  /** What came of handing payload to the host program. */
+  #handedOver(result: number): void {
+    if (result === LINK_AGAIN) {
+      this.#tellRoom();
+    } else if (result === LINK_BROKEN) {
+      this.#hostWriteBroken();
+    } else {
+      if (result === LINK_TOO_LONG) this.#tooLong("the host program");
+      else if (result === LINK_TOO_MANY) {
+        this.#owner.fault(
+          "empty_messages_exceeded",
+          () => `port ${this.guestPort} sends empty messages that nobody reads`,
+        );
+      }
+      this.reset();
+    }
+  }
+
+  #tooLong(who: string): void {
+    this.#owner.fault(
+      "message_too_long",
+      () =>
+        `a message between guest port ${this.guestPort} and port ${this.hostPort} is longer than ${who} can take`,
+    );
   }
 
   /** Nobody takes the guest's bytes any more: it is told once, and what comes is dropped. */
   #hostWriteBroken(): void {
     this.#discard = true;
-    this.#forwarded(this.#buffer.length);
-    this.#buffer.clear();
+    this.#link.discard();
+    this.#tellRoom();
     if (this.#state === "lingering" || this.#state === "resetting") {
       this.#closeWhenWritten();
     } else if (this.#state === "open") {
@@ -697,26 +742,21 @@ export class Connection implements StreamEvents, ConnectRequest {
   }
 
   #endHostWriteWhenWritten(): void {
-    if (this.#hostWriteEnded || this.#buffer.length > 0) return;
+    if (this.#hostWriteEnded || !this.#link.delivered) return;
     if ((this.#guestShutdown & VIRTIO_VSOCK_SHUTDOWN_SEND) === 0) return;
     this.#hostWriteEnded = true;
-    this.#stream?.shutdownWrite();
+    this.#link.shutdownWrite();
   }
 
   #closeWhenWritten(): void {
-    if (this.#buffer.length > 0) return;
-    this.#closeStream(false);
+    if (!this.#link.delivered) return;
+    this.#closeLink(false);
     if (this.#state === "lingering") this.#finish();
   }
 
-  #closeStream(lost: boolean): void {
-    const stream = this.#stream;
-    this.#stream = null;
+  #closeLink(lost: boolean): void {
     this.#readable = false;
-    if (stream !== null) {
-      stream.close(lost);
-      this.#buffer.clear();
-    }
+    this.#link.close(lost);
   }
 
   /** The tuple is free; bytes for the host program may remain, unless they are `lost`. */
@@ -725,8 +765,8 @@ export class Connection implements StreamEvents, ConnectRequest {
     if (state === "lingering" || state === "closed") return;
     this.#owner.setTimer(this, Infinity);
     this.#owner.forget(this);
-    if (lost || this.#buffer.length === 0) {
-      this.#closeStream(lost);
+    if (lost || this.#link.delivered) {
+      this.#closeLink(lost);
       this.#finish();
     } else {
       this.#state = "lingering";

@@ -79,6 +79,19 @@ export class Credit {
     return this.peerBufAlloc - unread;
   }
 
+  /** Bytes that the guest can take now, whatever the packets. */
+  get bytesFree(): number {
+    const unread = (this.txCnt - this.peerFwdCnt) >>> 0;
+    return unread >= this.peerBufAlloc ? 0 : this.peerBufAlloc - unread;
+  }
+
+  /** Longest message that the guest can take, and that we keep for it: as Linux, no more than our own. */
+  get maxMessageBytes(): number {
+    return this.peerBufAlloc < this.bufAlloc
+      ? this.peerBufAlloc
+      : this.bufAlloc;
+  }
+
   /** Packets that the guest can take now. */
   get packetsFree(): number {
     let limit = this.peerBufAlloc >>> PACKET_COST_SHIFT;
@@ -95,9 +108,10 @@ export class Credit {
   sent(length: number): void {
     this.txCnt = (this.txCnt + length) >>> 0;
     const marks = this.#marks ??= new Uint32Array(MAX_UNREAD_PACKETS);
-    marks[(this.#firstMark + this.#markCount) % MAX_UNREAD_PACKETS] =
-      this.txCnt;
+    // A message may take more packets than there are marks; its last ones share one.
     if (this.#markCount < MAX_UNREAD_PACKETS) this.#markCount++;
+    marks[(this.#firstMark + this.#markCount - 1) % MAX_UNREAD_PACKETS] =
+      this.txCnt;
   }
 
   /** Counts a packet from the guest; false where it sent more than we had room for. */

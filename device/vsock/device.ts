@@ -8,7 +8,13 @@ import {
   featureMask,
   type VirtioDevice,
 } from "../virtio_device.ts";
-import type { ConnectAnswer, HostSide, PendingConnect } from "./host.ts";
+import type { AnyAnswer } from "./connection.ts";
+import type {
+  ConnectAnswer,
+  HostSide,
+  MessagesAnswer,
+  PendingConnect,
+} from "./host.ts";
 import {
   DEFAULT_BUF_ALLOC_BYTES,
   DEFAULT_MAX_CONNECTIONS,
@@ -21,7 +27,10 @@ import {
   isGuestCid,
   VIRTIO_ID_VSOCK,
   VIRTIO_VSOCK_EVENT_TRANSPORT_RESET,
+  VIRTIO_VSOCK_F_SEQPACKET,
   VIRTIO_VSOCK_F_STREAM,
+  VIRTIO_VSOCK_TYPE_SEQPACKET,
+  VIRTIO_VSOCK_TYPE_STREAM,
   VSOCK_EVENT_SIZE,
   VSOCK_QUEUE_EVENT,
   VSOCK_QUEUE_RX,
@@ -45,9 +54,11 @@ export type VsockDeviceOptions = {
   bufAlloc?: number;
   /**
    * Connections at a time. 2048 unless told. Memory for one guest is bounded by this times
-   * `bufAlloc`, all of it in use only when no host program reads.
+   * `bufAlloc`, twice and more for seqpackets, all of it in use only when no program reads.
    */
   maxConnections?: number;
+  /** Offer seqpacket sockets beside streams. True unless told. */
+  seqpackets?: boolean;
   /** Milliseconds that never go back; `performance.now` unless told. */
   now?: () => number;
 };
@@ -71,8 +82,8 @@ export type VsockDeviceOptions = {
 export class VsockDevice implements DeviceModel {
   /** 19: a socket device. */
   readonly deviceId: number = VIRTIO_ID_VSOCK;
-  /** Streams. */
-  readonly features: bigint = featureMask(VIRTIO_VSOCK_F_STREAM);
+  /** Streams, and seqpackets unless told otherwise. */
+  readonly features: bigint;
   /** rx, tx, event. */
   readonly maxQueueSizes: readonly number[];
   /** The guest's CID. */
@@ -109,6 +120,7 @@ export class VsockDevice implements DeviceModel {
       maxQueueSize = 1024,
       bufAlloc = DEFAULT_BUF_ALLOC_BYTES,
       maxConnections = DEFAULT_MAX_CONNECTIONS,
+      seqpackets = true,
       now = () => performance.now(),
     } = options;
     if (!isGuestCid(guestCid)) {
@@ -126,6 +138,8 @@ export class VsockDevice implements DeviceModel {
         `Cannot make a device for ${maxConnections} connections`,
       );
     }
+    this.features = featureMask(VIRTIO_VSOCK_F_STREAM) |
+      (seqpackets ? featureMask(VIRTIO_VSOCK_F_SEQPACKET) : 0n);
     this.guestCid = guestCid;
     this.diagnostics = diagnostics;
     this.maxQueueSizes = [maxQueueSize, maxQueueSize, maxQueueSize];
@@ -171,13 +185,26 @@ export class VsockDevice implements DeviceModel {
   }
 
   /**
-   * Connects a host program to a guest's port; `answer` hears of it, now or later: refused at once
-   * where no driver has started the device since its reset.
+   * Connects a host program to a guest's port by a stream; `answer` hears of it, now or later:
+   * refused at once where no driver has started the device since its reset.
    *
    * @throws {RangeError} when `guestPort` is no port.
    */
   connect(guestPort: number, answer: ConnectAnswer): PendingConnect {
-    if (this.#driverSeen) return this.#muxer.connect(guestPort, answer);
+    return this.#connect(VIRTIO_VSOCK_TYPE_STREAM, guestPort, answer);
+  }
+
+  /**
+   * The same by a seqpacket socket; refused also where the driver has not negotiated them.
+   *
+   * @throws {RangeError} when `guestPort` is no port.
+   */
+  connectMessages(guestPort: number, answer: MessagesAnswer): PendingConnect {
+    return this.#connect(VIRTIO_VSOCK_TYPE_SEQPACKET, guestPort, answer);
+  }
+
+  #connect(type: number, guestPort: number, answer: AnyAnswer): PendingConnect {
+    if (this.#driverSeen) return this.#muxer.connect(type, guestPort, answer);
     answer.refused("no guest is running");
     return { hostPort: -1, cancel: () => {} };
   }
@@ -235,8 +262,11 @@ export class VsockDevice implements DeviceModel {
     return config;
   }
 
-  /** Nothing depends on the accepted features: streams are implied (5.10.3). */
-  featuresAccepted(_features: bigint): void {}
+  /** Streams are implied, whatever was accepted (5.10.3.2); seqpackets are not. */
+  featuresAccepted(features: bigint): void {
+    this.#muxer.seqpackets =
+      (features & featureMask(VIRTIO_VSOCK_F_SEQPACKET)) !== 0n;
+  }
 
   /** Takes a queue over. */
   queueStarted(index: number, queue: DeviceQueue, fresh: boolean): void {

@@ -45,8 +45,55 @@ export interface StreamEvents {
   hostHangup(): void;
 }
 
-/** A guest's wish to connect to a host port, which the host side answers now or later, once. */
-export interface ConnectRequest {
+/** {@link HostMessages.readMessage} and `writeMessage`: not now; an event tells when. */
+export const MESSAGE_AGAIN: number = -3;
+/** {@link HostMessages.writeMessage}: the host program's end can never take so long a message. */
+export const MESSAGE_TOO_LONG: number = -4;
+
+/**
+ * The host's end of one seqpacket connection: whole messages, of which each is taken or not.
+ *
+ * Non-blocking and edge-triggered as {@link HostStream} is: after {@link MESSAGE_AGAIN} exactly one
+ * event says when to try again. It never throws for what a host program does.
+ */
+export interface HostMessages {
+  /** True where the message that `readMessage` returned last ends a record. */
+  readonly endOfRecord: boolean;
+  /**
+   * Takes a message from guest memory, of 0 bytes or more; `eor` says that it ends a record. Returns
+   * its length, {@link MESSAGE_AGAIN}, {@link MESSAGE_TOO_LONG}, or {@link STREAM_BROKEN} when
+   * nobody will ever read it.
+   */
+  writeMessage(from: Segments, eor: boolean): number;
+  /** The same for bytes of our own. */
+  writeMessageBytes(from: Uint8Array, eor: boolean): number;
+  /**
+   * Puts the host program's next message at the start of `into`; returns its length, which can be
+   * 0, {@link MESSAGE_AGAIN}, {@link STREAM_EOF}, or {@link STREAM_BROKEN}.
+   *
+   * A message that is longer than `into` is lost; its length, or any that is greater than that of
+   * `into`, says so.
+   */
+  readMessage(into: Uint8Array): number;
+  /** Ends the guest's sending side: the host program reads end of file after what was written. */
+  shutdownWrite(): void;
+  /** Ends the guest's receiving side: the host program cannot send any more. */
+  shutdownRead(): void;
+  /** Ends the connection; `reset` tells the host program, where that is possible, of lost messages. */
+  close(reset: boolean): void;
+}
+
+/** What {@link HostMessages} tell their connection, and what they can ask it. */
+export interface MessageEvents extends StreamEvents {
+  /** Longest message that the guest can take; it changes when the guest says so. */
+  readonly maxMessageBytes: number;
+}
+
+/**
+ * A guest's wish to connect to a host port, which the host side answers now or later, once. `End` is
+ * what it gives the connection: a {@link HostStream} unless told.
+ */
+export interface ConnectRequest<End = HostStream, Events = StreamEvents> {
   /** Port on the host that the guest asks for. */
   readonly hostPort: number;
   /** The guest's own port. */
@@ -54,13 +101,16 @@ export interface ConnectRequest {
   /** True when the guest has withdrawn, so that an answer comes too late. */
   readonly cancelled: boolean;
   /**
-   * There is a host program: bytes flow between the guest and the stream that `open` returns.
+   * There is a host program: bytes flow between the guest and the end that `open` returns.
    * False, with `open` not called, when the guest has withdrawn.
    */
-  accept(open: (events: StreamEvents) => HostStream): boolean;
+  accept(open: (events: Events) => End): boolean;
   /** There is none: the guest is told by RST. */
   refuse(): void;
 }
+
+/** A guest's wish for a seqpacket connection. */
+export type MessagesRequest = ConnectRequest<HostMessages, MessageEvents>;
 
 /** A connection of a restored device, as its host side is asked to go on with it. */
 export interface RestoredConnection {
@@ -72,8 +122,11 @@ export interface RestoredConnection {
 
 /** Where a guest's connections go: the host's side of the device. */
 export interface HostSide {
-  /** The guest connects to a host port. */
+  /** The guest connects a stream to a host port. */
   connect(request: ConnectRequest): void;
+
+  /** The guest connects a seqpacket socket. A host side without this method refuses them all. */
+  connectMessages?(request: MessagesRequest): void;
 
   /**
    * A restored device goes on with a connection: returns what opens its stream, whose bytes go on
@@ -84,17 +137,31 @@ export interface HostSide {
     connection: RestoredConnection,
   ): ((events: StreamEvents) => HostStream) | null;
 
+  /** The same for a seqpacket connection. */
+  resumeMessages?(
+    connection: RestoredConnection,
+  ): ((events: MessageEvents) => HostMessages) | null;
+
   /** The same for a host program whose connect the guest has not answered. */
   resumeConnect?(connection: RestoredConnection): ConnectAnswer | null;
+
+  /** The same for a seqpacket connect. */
+  resumeConnectMessages?(connection: RestoredConnection): MessagesAnswer | null;
 }
 
-/** How a host program that connects to a guest port hears the answer; one of the two is called. */
-export interface ConnectAnswer {
-  /** The guest has accepted; `hostPort` is the host's own port. Returns the stream. */
-  accepted(hostPort: number, events: StreamEvents): HostStream;
+/**
+ * How a host program that connects to a guest port hears the answer; one of the two is called. `End`
+ * is what it gives the connection: a {@link HostStream} unless told.
+ */
+export interface ConnectAnswer<End = HostStream, Events = StreamEvents> {
+  /** The guest has accepted; `hostPort` is the host's own port. Returns the host's end. */
+  accepted(hostPort: number, events: Events): End;
   /** The guest has refused, does not answer, or is not there. */
   refused(reason: string): void;
 }
+
+/** How a host program hears the guest's answer to a seqpacket connect. */
+export type MessagesAnswer = ConnectAnswer<HostMessages, MessageEvents>;
 
 /** A host program's wish to connect that is not answered yet. */
 export interface PendingConnect {

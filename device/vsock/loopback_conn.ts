@@ -26,14 +26,14 @@ export type LoopbackConnSnapshot = {
   reset: boolean;
 };
 
-/** What a {@link LoopbackConn} tells its host side. */
-export interface LoopbackContext {
+/** What a {@link LoopbackConn}, or another kind of connection, tells its host side. */
+export interface LoopbackContext<Conn = LoopbackConn> {
   /** The device has work. */
   wake(): void;
   /** There is a new connection. */
-  opened(conn: LoopbackConn): void;
+  opened(conn: Conn): void;
   /** The device is through with it. */
-  released(conn: LoopbackConn): void;
+  released(conn: Conn): void;
 }
 
 /**

@@ -2,12 +2,15 @@ import type { Chain } from "../../ring/chain.ts";
 import type { GuestMemory } from "../../ring/memory.ts";
 import type { Diagnostics } from "../diagnostics.ts";
 import {
+  type AnyAnswer,
   Connection,
   type ConnectionOwner,
+  type ConnectionSetup,
   TRANSMIT_MORE,
   TRANSMIT_STARVED,
 } from "./connection.ts";
-import type { ConnectAnswer, HostSide, PendingConnect } from "./host.ts";
+import { ConnectionTable } from "./connection_table.ts";
+import type { HostSide, PendingConnect } from "./host.ts";
 import { PacketHeader } from "./packet.ts";
 import type { RxWriter } from "./rx_writer.ts";
 import { Segments } from "./segments.ts";
@@ -24,6 +27,7 @@ import {
   VIRTIO_VSOCK_OP_RST,
   VIRTIO_VSOCK_OP_RW,
   VIRTIO_VSOCK_OP_SHUTDOWN,
+  VIRTIO_VSOCK_TYPE_SEQPACKET,
   VIRTIO_VSOCK_TYPE_STREAM,
   VMADDR_CID_HOST,
   VMADDR_PORT_ANY,
@@ -65,6 +69,9 @@ export type MuxerOptions = {
  * that belong to none (virtio 1.4, 5.10.6.5).
  */
 export class Muxer implements ConnectionOwner {
+  /** True where the driver has negotiated seqpackets. */
+  seqpackets = false;
+
   readonly #guestCid: number;
   readonly #host: HostSide;
   readonly #diagnostics: Diagnostics;
@@ -72,10 +79,8 @@ export class Muxer implements ConnectionOwner {
   readonly #maxConnections: number;
   readonly #now: () => number;
 
-  // By guest port, then host port. Both are any u32, so that no number holds the two.
-  readonly #table = new Map<number, Map<number, Connection>>();
+  readonly #table = new ConnectionTable();
   readonly #all = new Set<Connection>();
-  #last: Connection | null = null;
   #nextHostPort = FIRST_HOST_PORT;
 
   // A queue of turns: `#ready[#readyHead]` is next.
@@ -95,6 +100,7 @@ export class Muxer implements ConnectionOwner {
   readonly #gather: Segments;
   #gathering: Connection | null = null;
 
+  #scratch = new Uint8Array(0);
   #timed = new Set<Connection>();
   #nextDeadline = Infinity;
 
@@ -151,12 +157,12 @@ export class Muxer implements ConnectionOwner {
     const op = header.op;
     if (op !== VIRTIO_VSOCK_OP_RW) this.flush();
 
-    const { srcCid, dstCid, srcPort, dstPort } = header;
-    if (header.type !== VIRTIO_VSOCK_TYPE_STREAM) {
-      return this.#refuse(
-        "type_unknown",
-        () => `a packet of type ${header.type}`,
-      );
+    const { srcCid, dstCid, srcPort, dstPort, type } = header;
+    if (
+      type !== VIRTIO_VSOCK_TYPE_STREAM &&
+      !(type === VIRTIO_VSOCK_TYPE_SEQPACKET && this.seqpackets)
+    ) {
+      return this.#refuse("type_unknown", () => `a packet of type ${type}`);
     }
     if (srcCid !== this.#guestCid) {
       return this.#refuse(
@@ -171,7 +177,7 @@ export class Muxer implements ConnectionOwner {
       );
     }
 
-    const connection = this.#find(srcPort, dstPort);
+    const connection = this.#table.find(srcPort, dstCid, dstPort);
     if (connection === null) {
       switch (op) {
         case VIRTIO_VSOCK_OP_REQUEST:
@@ -196,10 +202,18 @@ export class Muxer implements ConnectionOwner {
       return;
     }
 
+    if (connection.packetType !== type) {
+      // A socket has one type; the ports are taken for both.
+      return this.#refuse(
+        "type_wrong",
+        () =>
+          `a packet of type ${type} on a connection of type ${connection.packetType}`,
+      );
+    }
     connection.receiveCredit(header.bufAlloc, header.fwdCnt);
     switch (op) {
       case VIRTIO_VSOCK_OP_RW:
-        this.#data(connection, chain, header.len);
+        this.#data(connection, chain, header.len, header.flags);
         break;
       case VIRTIO_VSOCK_OP_CREDIT_UPDATE:
         break;
@@ -238,7 +252,12 @@ export class Muxer implements ConnectionOwner {
     gather.clear();
   }
 
-  #data(connection: Connection, chain: Chain, length: number): void {
+  #data(
+    connection: Connection,
+    chain: Chain,
+    length: number,
+    flags: number,
+  ): void {
     if (length > chain.readableBytes - VSOCK_HEADER_SIZE) {
       this.#diagnostics.fault(
         "length_wrong",
@@ -248,10 +267,13 @@ export class Muxer implements ConnectionOwner {
       connection.reset();
       return;
     }
-    if (length === 0) return;
+    // Of an empty packet only the end of a message means something.
+    if (
+      length === 0 && connection.packetType === VIRTIO_VSOCK_TYPE_STREAM
+    ) return;
     if (this.#gathering !== connection) this.flush();
-    if (!connection.receiveData(chain, length)) return;
     const gather = this.#gather;
+    if (!connection.receiveData(chain, length, flags, gather)) return;
     const rows = chain.readable;
     let done = gather.add(chain, 0, rows, VSOCK_HEADER_SIZE, length);
     this.#gathering = connection;
@@ -270,16 +292,16 @@ export class Muxer implements ConnectionOwner {
   }
 
   #request(header: PacketHeader): void {
-    const { srcPort, dstPort } = header;
+    const { srcPort, dstCid, dstPort, type } = header;
     if (this.#all.size >= this.#maxConnections) {
       return this.#refuse(
         "connections_exhausted",
         () => `${this.#all.size} connections are there`,
       );
     }
-    const connection = this.#add(srcPort, dstPort, null);
+    const connection = this.#add(type, srcPort, dstCid, dstPort, null);
     connection.credit.hear(header.bufAlloc, header.fwdCnt);
-    this.#host.connect(connection);
+    connection.askHost(this.#host);
   }
 
   /** Counts a packet that nobody takes and answers it by RST, unless it is one. */
@@ -363,11 +385,16 @@ export class Muxer implements ConnectionOwner {
   // -- From the host side --
 
   /**
-   * Connects a host program to a guest's port; `answer` hears of it, now or later.
+   * Connects a host program to a guest's port by a socket of `type`, whose ends `answer` gives; it
+   * hears of it, now or later.
    *
    * @throws {RangeError} when `guestPort` is no port.
    */
-  connect(guestPort: number, answer: ConnectAnswer): PendingConnect {
+  connect(
+    type: number,
+    guestPort: number,
+    answer: AnyAnswer,
+  ): PendingConnect {
     if (
       !(Number.isInteger(guestPort) && guestPort >= 0 &&
         guestPort < VMADDR_PORT_ANY)
@@ -376,16 +403,21 @@ export class Muxer implements ConnectionOwner {
         `Cannot connect to guest port ${guestPort}: it is no port`,
       );
     }
+    if (type === VIRTIO_VSOCK_TYPE_SEQPACKET && !this.seqpackets) {
+      answer.refused("the guest has no seqpacket sockets");
+      return { hostPort: -1, cancel: () => {} };
+    }
     if (this.#all.size >= this.#maxConnections) {
       answer.refused("too many connections");
       return { hostPort: -1, cancel: () => {} };
     }
+    const cid = VMADDR_CID_HOST;
     let hostPort = this.#nextHostPort;
-    while (this.#find(guestPort, hostPort) !== null) {
+    while (this.#table.find(guestPort, cid, hostPort) !== null) {
       hostPort = followingHostPort(hostPort);
     }
     this.#nextHostPort = followingHostPort(hostPort);
-    const connection = this.#add(guestPort, hostPort, answer);
+    const connection = this.#add(type, guestPort, cid, hostPort, answer);
     this.schedule(connection);
     return connection;
   }
@@ -454,10 +486,9 @@ export class Muxer implements ConnectionOwner {
       this.#addStray(srcPort, dstPort, type, dstCid, srcCid);
     }
     for (const saved of snapshot.connections) {
-      this.#add(saved.guestPort, saved.hostPort, null).restore(
-        saved,
-        this.#host,
-      );
+      const { type, guestPort, peerCid, hostPort } = saved;
+      this.#add(type, guestPort, peerCid, hostPort, null)
+        .restore(saved, this.#host);
     }
   }
 
@@ -509,11 +540,7 @@ export class Muxer implements ConnectionOwner {
 
   /** Frees the address tuple of a connection. */
   forget(connection: Connection): void {
-    const byHostPort = this.#table.get(connection.guestPort);
-    if (byHostPort?.get(connection.hostPort) !== connection) return;
-    byHostPort.delete(connection.hostPort);
-    if (byHostPort.size === 0) this.#table.delete(connection.guestPort);
-    if (this.#last === connection) this.#last = null;
+    this.#table.delete(connection);
   }
 
   /** Forgets a connection whose host program has everything, too. */
@@ -540,37 +567,31 @@ export class Muxer implements ConnectionOwner {
     this.#diagnostics.fault(kind, text);
   }
 
-  #add(
-    guestPort: number,
-    hostPort: number,
-    answer: ConnectAnswer | null,
-  ): Connection {
-    const connection = new Connection(
-      this,
-      this.#guestCid,
-      guestPort,
-      hostPort,
-      this.#bufAlloc,
-      answer,
-    );
-    let byHostPort = this.#table.get(guestPort);
-    if (byHostPort === undefined) {
-      this.#table.set(guestPort, byHostPort = new Map());
-    }
-    byHostPort.set(hostPort, connection);
-    this.#all.add(connection);
-    return connection;
+  /** Lends memory until the next call. */
+  scratch(length: number): Uint8Array {
+    if (this.#scratch.length < length) this.#scratch = new Uint8Array(length);
+    return this.#scratch.subarray(0, length);
   }
 
-  #find(guestPort: number, hostPort: number): Connection | null {
-    const last = this.#last;
-    if (
-      last !== null && last.guestPort === guestPort &&
-      last.hostPort === hostPort
-    ) return last;
-    const found = this.#table.get(guestPort)?.get(hostPort) ?? null;
-    if (found !== null) this.#last = found;
-    return found;
+  #add(
+    packetType: number,
+    guestPort: number,
+    peerCid: number,
+    hostPort: number,
+    answer: AnyAnswer | null,
+  ): Connection {
+    const setup: ConnectionSetup = {
+      guestCid: this.#guestCid,
+      guestPort,
+      peerCid,
+      hostPort,
+      packetType,
+      bufAlloc: this.#bufAlloc,
+    };
+    const connection = new Connection(this, setup, answer);
+    this.#table.insert(connection);
+    this.#all.add(connection);
+    return connection;
   }
 }
 

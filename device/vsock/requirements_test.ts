@@ -194,16 +194,21 @@ for (const ring of RINGS) {
 }
 
 Deno.test("VirtioDevice offers what it can do and nothing else", () => {
-  const offered = (ring: "auto" | "split" | "packed"): number[] => {
-    const vsock = new VsockDevice({ guestCid: CID, host: new Host() });
+  const offered = (
+    ring: "auto" | "split" | "packed",
+    seqpackets?: boolean,
+  ): number[] => {
+    const options = { guestCid: CID, host: new Host(), seqpackets };
+    const vsock = new VsockDevice(options);
     const { offeredFeatures } = new VirtioDevice(vsock, { ring });
     return Array.from({ length: 128 }, (_, bit) => bit)
       .filter((bit) => (offeredFeatures >> BigInt(bit) & 1n) !== 0n);
   };
-  // STREAM, INDIRECT_DESC, EVENT_IDX, VERSION_1, RING_PACKED.
-  assertEquals(offered("split"), [0, 28, 29, 32]);
-  assertEquals(offered("packed"), [0, 28, 29, 32, 34]);
-  assertEquals(offered("auto"), [0, 28, 29, 32, 34]);
+  // STREAM, SEQPACKET, INDIRECT_DESC, EVENT_IDX, VERSION_1, RING_PACKED.
+  assertEquals(offered("split"), [0, 1, 28, 29, 32]);
+  assertEquals(offered("packed"), [0, 1, 28, 29, 32, 34]);
+  assertEquals(offered("auto"), [0, 1, 28, 29, 32, 34]);
+  assertEquals(offered("split", false), [0, 28, 29, 32]);
 });
 
 Deno.test("VirtioDevice takes no features after FEATURES_OK", () => {

@@ -177,6 +177,41 @@ export class RxWriter {
     return got;
   }
 
+  /** True when the guest has a receive buffer for a packet. */
+  ready(): boolean {
+    return this.#hold(1);
+  }
+
+  /**
+   * Sends the first `limit` bytes of `bytes` in packets with `header`, counting each in `credit`; the
+   * packet with the last byte of all has `lastFlags`, and is sent also where there is no byte.
+   * Returns how many bytes it sent, fewer where the guest runs out of receive buffers, or {@link RX_STARVED}.
+   */
+  sendBytes(
+    header: PacketHeader,
+    credit: Credit,
+    bytes: Uint8Array,
+    limit: number,
+    lastFlags: number,
+  ): number {
+    let done = 0;
+    do {
+      if (!this.#hold(1)) return done > 0 ? done : RX_STARVED;
+      const chain = this.#chains[0]!;
+      const room = chain.writableBytes - VSOCK_HEADER_SIZE;
+      const length = limit - done < room ? limit - done : room;
+      header.len = length;
+      header.flags = done + length === bytes.length ? lastFlags : 0;
+      header.writeTo(chain);
+      chain.write(bytes.subarray(done, done + length), VSOCK_HEADER_SIZE);
+      this.#take(1);
+      this.#queue!.push(chain.token, VSOCK_HEADER_SIZE + length);
+      credit.sent(length);
+      done += length;
+    } while (done < limit);
+    return done;
+  }
+
   /** Pops until `count` good buffers are held; false where the guest has no more just then. */
   #hold(count: number): boolean {
     const queue = this.#queue;

@@ -1,16 +1,26 @@
 import { FieldReader, SnapshotError } from "../snapshot.ts";
 import type { ConnectionState } from "./connection.ts";
 import { type CreditState, MAX_UNREAD_PACKETS } from "./credit.ts";
-import { VIRTIO_VSOCK_SHUTDOWN_MASK, VMADDR_PORT_ANY } from "./virtio_vsock.ts";
+import type { LinkState, OutgoingState } from "./host_link.ts";
+import { MAX_EMPTY_MESSAGES } from "./message_queue.ts";
+import {
+  VIRTIO_VSOCK_SHUTDOWN_MASK,
+  VIRTIO_VSOCK_TYPE_SEQPACKET,
+  VIRTIO_VSOCK_TYPE_STREAM,
+  VMADDR_CID_HOST,
+  VMADDR_PORT_ANY,
+} from "./virtio_vsock.ts";
 
 /** One connection in a snapshot; see `Connection` for what the fields mean. */
-export type ConnectionSnapshot = {
+export type ConnectionSnapshot = LinkState & {
+  /** Socket type: 1 for a stream, 2 for a seqpacket. */
+  type: number;
   guestPort: number;
+  /** CID of the other end: 2 for the host. */
+  peerCid: number;
   hostPort: number;
   state: Exclude<ConnectionState, "closed">;
   credit: CreditState;
-  /** Bytes from the guest that the host program has not taken, in base64. */
-  buffered: string;
   requestSent: boolean;
   responseDue: boolean;
   updateAsked: boolean;
@@ -96,9 +106,10 @@ export function readVsockSnapshot(
       bufAlloc,
     );
     // A lingering connection has given its address tuple back.
-    const tuple = `${connection.guestPort}:${connection.hostPort}`;
+    const tuple =
+      `${connection.guestPort}:${connection.peerCid}:${connection.hostPort}`;
     if (connection.state !== "lingering" && seen.has(tuple)) {
-      throw new SnapshotError("CONTENT", `ports ${tuple} are connected twice`);
+      throw new SnapshotError("CONTENT", `${tuple} is connected twice`);
     }
     if (connection.state !== "lingering") seen.add(tuple);
     return connection;
@@ -141,8 +152,18 @@ function readConnection(
   }
   const shutdown = (name: string): number =>
     fields.integer(name, 0, VIRTIO_VSOCK_SHUTDOWN_MASK);
+  const type = fields.integer(
+    "type",
+    VIRTIO_VSOCK_TYPE_STREAM,
+    VIRTIO_VSOCK_TYPE_SEQPACKET,
+  );
   return {
+    type,
+    ...type === VIRTIO_VSOCK_TYPE_SEQPACKET
+      ? readMessages(fields, bytes.length, bufAlloc)
+      : { messages: [], outgoing: null },
     guestPort: fields.u32("guestPort"),
+    peerCid: fields.integer("peerCid", VMADDR_CID_HOST, 0xfffffffe),
     hostPort: fields.u32("hostPort"),
     state,
     credit,
@@ -158,6 +179,32 @@ function readConnection(
     hungUp: fields.boolean("hungUp"),
     timerMs: fields.integer("timerMs", -1, MAX_TIMER_MS),
   };
+}
+
+/** Whole messages among `held` bytes, and what is left of one to the guest. */
+function readMessages(
+  fields: FieldReader,
+  held: number,
+  bufAlloc: number,
+): Pick<LinkState, "messages" | "outgoing"> {
+  const messages = fields.u32s("messages", held + MAX_EMPTY_MESSAGES);
+  const whole = messages.reduce((sum, word) => sum + (word >>> 1), 0);
+  const empty = messages.filter((word) => word >>> 1 === 0).length;
+  if (whole > held || empty > MAX_EMPTY_MESSAGES) {
+    throw fields.bad("messages", `no messages of ${held} bytes`);
+  }
+  let outgoing: OutgoingState | null = null;
+  if (fields.any("outgoing") !== null) {
+    const rest = new FieldReader(fields.any("outgoing"), "outgoing");
+    const length = rest.integer("length", 0, bufAlloc);
+    rest.bytes("rest", length);
+    outgoing = {
+      rest: rest.string("rest"),
+      length,
+      endOfRecord: rest.boolean("endOfRecord"),
+    };
+  }
+  return { messages, outgoing };
 }
 
 function readCredit(fields: FieldReader): CreditState {

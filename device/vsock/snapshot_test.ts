@@ -245,7 +245,8 @@ for (const ring of RINGS) {
     refused("CONTENT", 5);
     refused("CONTENT", []);
     refused("VERSION", {});
-    refused("VERSION", { ...good, version: 2 });
+    refused("VERSION", { ...good, version: 1 });
+    refused("VERSION", { ...good, version: 3 });
     refused("CHECKSUM", { ...good, status: good.status ^ 4 });
     refused("CHECKSUM", { ...good, queues: good.queues.slice(1) });
     // Edited, and sealed anew by somebody who knows how.

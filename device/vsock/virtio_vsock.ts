@@ -49,6 +49,11 @@ export const VIRTIO_VSOCK_SHUTDOWN_SEND = 2;
 /** Both directions. */
 export const VIRTIO_VSOCK_SHUTDOWN_MASK = 3;
 
+/** Flag of a seqpacket's RW: last packet of a message (5.10.6.6.1). */
+export const VIRTIO_VSOCK_SEQ_EOM = 1;
+/** Flag of a seqpacket's RW, beside EOM: the message ends a record (5.10.6.6.1). */
+export const VIRTIO_VSOCK_SEQ_EOR = 2;
+
 /** Event: connections are lost, `guest_cid` is to be read again (5.10.6.7). */
 export const VIRTIO_VSOCK_EVENT_TRANSPORT_RESET = 0;
 /** Bytes of a `struct virtio_vsock_event` (5.10.6.7). */

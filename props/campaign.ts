@@ -124,6 +124,15 @@ export function batchSeed(seed: number, batch: number): number {
   return x;
 }
 
+/** A hash of 32 bits (FNV-1a), signed. */
+export function hashOf(text: string): number {
+  let hash = 0x811c_9dc5;
+  for (let i = 0; i < text.length; i++) {
+    hash = Math.imul(hash ^ text.charCodeAt(i), 0x0100_0193);
+  }
+  return hash;
+}
+
 /** The batches of a shard, of a campaign of `runs` runs, and how many runs each has. */
 export function* shardBatches(
   { index, of }: Shard,
@@ -135,7 +144,7 @@ export function* shardBatches(
 }
 
 /**
- * Runs one batch.
+ * Runs one batch. Properties that make the same kind of scripts make different ones from the same seed.
  *
  * @param tell Hears of every run, with false from the first one that failed: what follows shrinks it.
  * @returns What the runs came to, and the shrunk script on which one failed.
@@ -156,7 +165,10 @@ export function runBatch(
     if (run !== null && !failed) addRun(tally, run);
     tell(!failed);
   };
-  const details = property.check(seen, { seed, numRuns: runs });
+  const details = property.check(seen, {
+    seed: seed ^ hashOf(property.name),
+    numRuns: runs,
+  });
   tally.seconds = (performance.now() - started) / 1000;
   if (!details.failed) return { tally, failure: null };
   const { errorInstance } = details;

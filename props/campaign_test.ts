@@ -70,6 +70,24 @@ Deno.test("addTally() adds shares only where a property has the notion", () => {
   });
 });
 
+Deno.test("runBatch() makes other scripts for each property", () => {
+  const seeds: number[] = [];
+  const property = (name: string): NamedProperty => ({
+    name,
+    check: (_, { seed }) => {
+      seeds.push(seed);
+      return { failed: false, errorInstance: null };
+    },
+    replay: () => {
+      throw new Error("not asked for");
+    },
+  });
+  for (const name of ["a", "b", "a"]) runBatch(property(name), 5, 1);
+  const [a, b, again] = seeds;
+  assertEquals(a, again);
+  assertEquals(a === b, false);
+});
+
 Deno.test("runBatch() passes on what is wrong with a property itself", () => {
   const broken: NamedProperty = {
     name: "broken",

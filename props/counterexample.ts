@@ -4,7 +4,7 @@
  * @module
  */
 
-import type { Finding } from "./campaign.ts";
+import { type Finding, hashOf } from "./campaign.ts";
 import type {
   AnyScript,
   NamedProperty,
@@ -152,12 +152,8 @@ export function counterexampleName(
   property: string,
   script: AnyScript,
 ): string {
-  // FNV-1a
-  let hash = 0x811c9dc5;
-  for (const char of JSON.stringify([property, script])) {
-    hash = Math.imul(hash ^ char.charCodeAt(0), 0x01000193);
-  }
-  const word = (hash >>> 0).toString(16).padStart(8, "0");
+  const hash = hashOf(JSON.stringify([property, script])) >>> 0;
+  const word = hash.toString(16).padStart(8, "0");
   return `counterexample-${property.replaceAll(/[^\w-]+/g, "-")}-${word}.json`;
 }
 

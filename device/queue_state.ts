@@ -10,7 +10,9 @@ import {
   type QueueStateWords,
 } from "../ring/state.ts";
 import type { QueueSetup } from "./device_model.ts";
+import { readSetup } from "./device_snapshot.ts";
 import { isFreshRing, ringInMemory } from "./ring_position.ts";
+import { FieldReader, SnapshotError } from "./snapshot.ts";
 
 /** Whether a driver reads or writes the state of a queue. */
 export type QueueStateAccess = "get" | "set";
@@ -33,6 +35,16 @@ type Phase =
   | "settable"
   | "live";
 
+const PHASES: readonly Phase[] = [
+  "idle",
+  "kept",
+  "cleared",
+  "declined",
+  "settable",
+  "live",
+];
+const FORMATS: readonly RingFormat[] = ["split", "packed"];
+
 const GET_PROBLEMS: Readonly<Record<Phase, string | null>> = {
   idle:
     "no state was kept, as no driver has used VIRTIO_F_QUEUE_STATE before the last reset",
@@ -52,13 +64,27 @@ const SET_PROBLEMS: Readonly<Record<Phase, string | null>> = {
   live: "DRIVER_OK is set",
 };
 
-type Entry = {
+/** Where the facility stands, and what it holds, as plain data. */
+export type FacilitySnapshot = {
+  /** How far the driver has gone. */
+  phase: string;
+  /** Format of the rings that were negotiated. */
+  format: RingFormat;
+  /** Format of the rings that the kept states are of; null where none are. */
+  keptFormat: RingFormat | null;
+  /** By queue. */
+  entries: FacilityEntry[];
+};
+
+/** What the facility holds of a queue. */
+export type FacilityEntry = {
   /** What the driver has set; -1 where it has not. */
   available: number;
+  /** Likewise. */
   used: number;
-  /** Words as the queue stood when it was stopped, or why there are none. */
+  /** What was kept when the queue was stopped, or why nothing could be. */
   kept: QueueStateWords | string | null;
-  /** Where it lay and stood when it was last kept in words; ACKNOWLEDGE does not clear it. */
+  /** Where it was last stopped. */
   stop: { setup: QueueSetup; words: QueueStateWords } | null;
 };
 
@@ -79,7 +105,7 @@ export class QueueStateFacility {
   /** Format of the rings that the kept states are of; null where none are. */
   keptFormat: RingFormat | null = null;
 
-  readonly #entries: Entry[];
+  readonly #entries: FacilityEntry[];
   #phase: Phase = "idle";
   #format: RingFormat = "split";
 
@@ -238,6 +264,55 @@ export class QueueStateFacility {
     }
   }
 
+  /** All that it holds, as plain data. */
+  save(): FacilitySnapshot {
+    return {
+      phase: this.#phase,
+      format: this.#format,
+      keptFormat: this.keptFormat,
+      entries: structuredClone(this.#entries),
+    };
+  }
+
+  /**
+   * Checks what `save` returned in another instance, and returns what goes on from it. `negotiated` tells
+   * whether the features of the snapshot have the facility where this device offers it.
+   *
+   * @throws {SnapshotError} `CONTENT` or `MISMATCH`.
+   */
+  prepareRestore(saved: unknown, negotiated: boolean): () => void {
+    const what = "queueState";
+    const fields = new FieldReader(saved, what);
+    const phase = fields.oneOf("phase", PHASES);
+    const format = fields.oneOf("format", FORMATS);
+    const keptFormat = fields.any("keptFormat") === null
+      ? null
+      : fields.oneOf("keptFormat", FORMATS);
+    if ((phase === "settable" || phase === "live") !== negotiated) {
+      throw new SnapshotError(
+        "MISMATCH",
+        `its queue states are ${phase}, which the features that were accepted do not make them here`,
+      );
+    }
+    const entries = fields.array("entries", this.#entries.length).map(
+      (entry, index) => readEntry(entry, `${what}.entries[${index}]`),
+    );
+    if (entries.length !== this.#entries.length) {
+      throw fields.bad("entries", "not one for each queue");
+    }
+    if (phase === "kept" && entries.some(({ kept }) => kept === null)) {
+      throw fields.bad("entries", "without a state that was kept");
+    }
+    return () => {
+      this.#phase = phase;
+      this.#format = format;
+      this.keptFormat = keptFormat;
+      for (const [index, entry] of entries.entries()) {
+        this.#entries[index] = entry;
+      }
+    };
+  }
+
   #clear(): void {
     this.keptFormat = null;
     for (const entry of this.#entries) {
@@ -246,6 +321,32 @@ export class QueueStateFacility {
       entry.kept = null;
     }
   }
+}
+
+function readEntry(value: unknown, what: string): FacilityEntry {
+  const fields = new FieldReader(value, what);
+  const kept = fields.any("kept");
+  const stop = fields.any("stop");
+  const stopFields = stop === null ? null : new FieldReader(stop, what);
+  return {
+    available: fields.integer("available", -1, 0xffff),
+    used: fields.integer("used", -1, 0xffff),
+    kept: kept === null || typeof kept === "string"
+      ? kept
+      : readWords(kept, `${what}.kept`),
+    stop: stopFields === null ? null : {
+      setup: readSetup(stopFields.any("setup"), `${what}.stop.setup`),
+      words: readWords(stopFields.any("words"), `${what}.stop.words`),
+    },
+  };
+}
+
+function readWords(value: unknown, what: string): QueueStateWords {
+  const fields = new FieldReader(value, what);
+  return {
+    available: fields.integer("available", 0, 0xffff),
+    used: fields.integer("used", 0, 0xffff),
+  };
 }
 
 function initialWords(format: RingFormat): QueueStateWords {

@@ -48,6 +48,47 @@ export function checksum(value: Plain): string {
   return hex(high) + hex(low);
 }
 
+/** Adds a version and a checksum to plain data; {@link unseal} takes it back. */
+export function seal<T>(
+  version: number,
+  content: T,
+): { version: number; checksum: string } & T {
+  return { version, checksum: checksum(content as Plain), ...content };
+}
+
+/**
+ * Copies an untrusted value that {@link seal} made, so that nobody changes it after its checks, and
+ * returns it with those of version and checksum done.
+ *
+ * @throws {SnapshotError} `CONTENT` when it is no plain data, `VERSION`, or `CHECKSUM`.
+ */
+export function unseal(value: unknown, version: number): FieldReader {
+  let copy: unknown;
+  try {
+    copy = JSON.parse(JSON.stringify(value));
+  } catch {
+    throw new SnapshotError("CONTENT", "it is no plain data");
+  }
+  const fields = new FieldReader(copy, "snapshot");
+  const found = fields.any("version");
+  if (found !== version) {
+    throw new SnapshotError(
+      "VERSION",
+      `it is of version ${String(found)}, this device reads version ${version}`,
+    );
+  }
+  const { version: _version, checksum: expected, ...content } = copy as {
+    [key: string]: Plain;
+  };
+  if (checksum(content) !== expected) {
+    throw new SnapshotError(
+      "CHECKSUM",
+      "it was cut or edited: its checksum is of something else",
+    );
+  }
+  return fields;
+}
+
 function hex(value: number): string {
   return (value >>> 0).toString(16).padStart(8, "0");
 }
@@ -104,6 +145,19 @@ export class FieldReader {
   /** A u32. */
   u32(name: string): number {
     return this.integer(name, 0, 0xffffffff);
+  }
+
+  /** An array of exactly `length` integers from 0 to `max`. */
+  integers(name: string, length: number, max: number): number[] {
+    const values = this.array(name, length);
+    const lawful = values.every((value) =>
+      Number.isInteger(value) && (value as number) >= 0 &&
+      (value as number) <= max
+    );
+    if (!lawful || values.length !== length) {
+      throw this.bad(name, `no array of ${length} integers from 0 to ${max}`);
+    }
+    return values as number[];
   }
 
   /** True or false. */

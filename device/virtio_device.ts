@@ -755,18 +755,23 @@ export class VirtioDevice {
         `Cannot save device ${model.deviceId}: its model has no snapshots`,
       );
     }
-    const queues = this.#slots.map(({ setup, queue, given, broken }) => ({
-      setup: { ...setup },
-      state: queue === null ? null : queue.save(),
-      enabled: given,
-      broken,
+    const queues = this.#slots.map((slot) => ({
+      setup: { ...slot.setup },
+      state: slot.queue === null ? null : slot.queue.save(),
+      enabled: slot.given,
+      broken: slot.broken,
+      ready: slot.ready,
+      used: slot.used,
     }));
     return sealSnapshot({
       deviceId: model.deviceId,
       features: `0x${this.#features.toString(16)}`,
       status: this.#status,
       configGeneration: this.configGeneration,
+      configDue: this.#configDue,
       queues,
+      queueState: this.#queueState.save(),
+      modelKept: this.#modelKept,
       model: model.save() as Plain,
     });
   }
@@ -788,13 +793,19 @@ export class VirtioDevice {
     }
     const model = this.model;
     const content = openSnapshot(snapshot, model.deviceId, this.#slots.length);
-    const problem = content.features === 0n
-      ? null
-      : this.featureProblem(content.features);
+    // Until FEATURES_OK the driver writes them word by word, and nobody has judged them.
+    const negotiated = (content.status & VIRTIO_CONFIG_S_FEATURES_OK) !== 0 ||
+      content.queues.some(({ state }) => state !== null);
+    const problem = negotiated ? this.featureProblem(content.features) : null;
     if (problem !== null) throw new SnapshotError("MISMATCH", problem);
     if (model.prepareRestore === undefined) {
       throw new SnapshotError("MISMATCH", "this device has no snapshots");
     }
+    const keepStates = this.#queueState.prepareRestore(
+      content.queueState,
+      negotiated && this.#offersQueueState &&
+        (content.features & featureMask(VIRTIO_F_QUEUE_STATE)) !== 0n,
+    );
     const goOn = model.prepareRestore(content.model);
 
     this.#features = content.features;
@@ -811,19 +822,18 @@ export class VirtioDevice {
     }
     this.#status = content.status;
     this.configGeneration = content.configGeneration;
-    if (content.features !== 0n) model.featuresAccepted(content.features);
-    this.#queueState.featuresAccepted(
-      this.#offersQueueState && this.#has(VIRTIO_F_QUEUE_STATE),
-      this.ringFormat,
-    );
-    if (this.#live) this.#queueState.driverOk();
+    this.#configDue = content.configDue;
+    this.#modelKept = content.modelKept;
+    if (negotiated) model.featuresAccepted(content.features);
+    keepStates();
     goOn();
-    for (const [index, { enabled, broken }] of content.queues.entries()) {
+    for (const [index, saved] of content.queues.entries()) {
+      const { enabled, broken, ready, used } = saved;
       const slot = this.#slots[index]!;
       slot.broken = broken;
-      slot.ready = slot.queue !== null;
-      slot.used = slot.ready;
-      slot.suspended = slot.ready && !enabled &&
+      slot.ready = ready;
+      slot.used = used;
+      slot.suspended = slot.queue !== null && !enabled &&
         (this.#status & VIRTIO_CONFIG_S_SUSPEND) !== 0;
       this.enableQueue(index, enabled);
       this.kick(index);

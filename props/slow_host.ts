@@ -7,7 +7,11 @@ import type {
   RestoredConnection,
   StreamEvents,
 } from "../device/vsock/host.ts";
-import type { LoopbackDevice, LoopbackHost } from "../device/vsock/loopback.ts";
+import type {
+  LoopbackConn,
+  LoopbackDevice,
+  LoopbackHost,
+} from "../device/vsock/loopback.ts";
 
 type Room = { taken: number; owed: boolean; events: StreamEvents };
 
@@ -19,7 +23,7 @@ type Room = { taken: number; owed: boolean; events: StreamEvents };
 export class SlowHost implements HostSide {
   readonly #inner: LoopbackHost;
   readonly #room: number;
-  readonly #rooms: Map<string, Room> = new Map();
+  readonly #rooms: WeakMap<LoopbackConn, Room> = new WeakMap();
   #held: ConnectRequest[] = [];
   /** Host port whose programs answer when they are told to; -1 for none. */
   heldPort = -1;
@@ -39,14 +43,14 @@ export class SlowHost implements HostSide {
   before(device: LoopbackDevice): LoopbackDevice {
     return {
       connect: (guestPort: number, answer: ConnectAnswer): PendingConnect =>
-        device.connect(guestPort, this.#slowAnswer(guestPort, answer)),
+        device.connect(guestPort, this.#slowAnswer(answer)),
       process: () => device.process(),
     };
   }
 
   /** A program has read `count` bytes. */
-  wasRead(connection: RestoredConnection, count: number): void {
-    const room = this.#rooms.get(keyOf(connection));
+  wasRead(program: LoopbackConn, count: number): void {
+    const room = this.#rooms.get(program);
     if (room === undefined || count === 0) return;
     room.taken -= count;
     if (!room.owed) return;
@@ -85,7 +89,7 @@ export class SlowHost implements HostSide {
         return request.cancelled;
       },
       accept: (open) =>
-        request.accept((events) => this.#slow(request, open, events)),
+        request.accept((events) => this.#slow(open, events, null)),
       refuse: () => request.refuse(),
     });
   }
@@ -94,24 +98,29 @@ export class SlowHost implements HostSide {
   resume(
     connection: RestoredConnection,
   ): ((events: StreamEvents) => HostStream) | null {
+    // The one that the inner host goes on with.
+    const program = this.#inner.connections.find((one) =>
+      one.suspended && one.hostPort === connection.hostPort &&
+      one.guestPort === connection.guestPort
+    );
     const open = this.#inner.resume(connection);
-    return open && ((events) => this.#slow(connection, open, events));
+    return open && ((events) => this.#slow(open, events, program ?? null));
   }
 
   /** A restored device goes on with a connect. */
   resumeConnect(connection: RestoredConnection): ConnectAnswer | null {
     const answer = this.#inner.resumeConnect(connection);
-    return answer && this.#slowAnswer(connection.guestPort, answer);
+    return answer && this.#slowAnswer(answer);
   }
 
-  #slowAnswer(guestPort: number, answer: ConnectAnswer): ConnectAnswer {
+  #slowAnswer(answer: ConnectAnswer): ConnectAnswer {
     return {
       accepted: (hostPort, events) => {
         this.connects.accepted++;
         return this.#slow(
-          { hostPort, guestPort },
           (inner) => answer.accepted(hostPort, inner),
           events,
+          null,
         );
       },
       refused: (reason) => {
@@ -121,17 +130,18 @@ export class SlowHost implements HostSide {
     };
   }
 
+  /** Opens a stream: one that `program` had before another device went, or a new one. */
   #slow(
-    connection: RestoredConnection,
     open: (events: StreamEvents) => HostStream,
     events: StreamEvents,
+    program: LoopbackConn | null,
   ): HostStream {
-    const key = keyOf(connection);
-    // What was taken before a migration still waits to be read.
-    const taken = this.#rooms.get(key)?.taken ?? 0;
-    const room = { taken, owed: false, events };
-    this.#rooms.set(key, room);
     const stream = open(events);
+    const end = program ?? this.#inner.connections.at(-1)!;
+    // What was taken before a migration still waits to be read.
+    const taken = this.#rooms.get(end)?.taken ?? 0;
+    const room = { taken, owed: false, events };
+    this.#rooms.set(end, room);
     const writeBytes = (bytes: Uint8Array): number => {
       const free = Math.max(0, this.#room - room.taken);
       const count = stream.writeBytes(bytes.subarray(0, free));
@@ -150,8 +160,4 @@ export class SlowHost implements HostSide {
       },
     };
   }
-}
-
-function keyOf({ hostPort, guestPort }: RestoredConnection): string {
-  return `${hostPort}:${guestPort}`;
 }

@@ -15,6 +15,13 @@ import {
   type VsockStep,
 } from "./vsock_stream_world.ts";
 import type { VsockSetup } from "./vsock_rig.ts";
+import {
+  WIRE_SETUPS,
+  type WireStep,
+  wireSteps,
+  type WireTheme,
+  WireWorld,
+} from "./wire_world.ts";
 
 /**
  * A promise about streams.
@@ -35,6 +42,21 @@ function streams(
   });
 }
 
+/** A promise about packets. */
+function packets(
+  name: string,
+  theme: WireTheme,
+  invariants: readonly string[],
+): NamedProperty {
+  return scriptProperty<VsockSetup, WireStep>({
+    name: `vsock/${name}`,
+    setups: WIRE_SETUPS,
+    steps: wireSteps(theme),
+    maxSteps: 60,
+    make: (setup) => judgingOnly(invariants, new WireWorld(setup)),
+  });
+}
+
 /** Invariants of streams, of which a snapshot must keep every one. */
 const STREAM_INVARIANTS: readonly string[] = [
   "bytes-in-order",
@@ -52,5 +74,11 @@ export const VSOCK_PROPERTIES: readonly NamedProperty[] = [
   streams("every-connection-ends", "ends", ["every-connection-ends"]),
   streams("progress", "traffic", ["progress"]),
   streams("late-packets", "resets", ["rst-rules", "credit"]),
+  packets("credit", "credit", ["credit", "progress", "bytes-in-order"]),
+  packets("rst-rules", "packets", ["rst-rules", "packets"]),
+  packets("memory-bounded", "floods", [
+    "memory-bounded",
+    "every-connection-ends",
+  ]),
   streams("snapshot", "restores", STREAM_INVARIANTS),
 ];

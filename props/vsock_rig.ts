@@ -71,7 +71,10 @@ export class VsockRig {
   /** The device; another one after each migration. */
   device: VsockDevice;
   readonly #setup: VsockSetup;
-  readonly #slow: SlowHost;
+  /** What stands between the device and its host programs. */
+  readonly slow: SlowHost;
+  /** Packets from the device that its guest's stack has not counted. */
+  taken = 0;
 
   /** @param setup What it is made with. */
   constructor(setup: VsockSetup) {
@@ -81,7 +84,7 @@ export class VsockRig {
     this.host = new LoopbackHost({
       schedule: (work) => this.guest.schedule(work),
     });
-    this.#slow = new SlowHost(this.host, setup.hostRoom);
+    this.slow = new SlowHost(this.host, setup.hostRoom);
     this.device = this.#newDevice();
     this.guest = new InProcessGuest({
       device: this.device,
@@ -103,7 +106,7 @@ export class VsockRig {
         strict: false,
       },
     });
-    this.host.attach(this.#slow.before(this.device));
+    this.host.attach(this.slow.before(this.device));
   }
 
   /**
@@ -117,9 +120,9 @@ export class VsockRig {
     const again = JSON.stringify(guest.virtio.save());
     expectSame("snapshot", "what is saved twice", again, saved);
     this.host.detach();
-    this.#slow.forgetRequests();
+    this.slow.forgetRequests();
     this.device = this.#newDevice();
-    this.host.attach(this.#slow.before(this.device));
+    this.host.attach(this.slow.before(this.device));
     const moved = JSON.stringify(guest.migrate(this.device));
     expectSame("snapshot", "what was moved", moved, saved);
     const restored = JSON.stringify(guest.virtio.save());
@@ -131,8 +134,7 @@ export class VsockRig {
     const { size, indirect, rx, tx } = this.#setup;
     const { driver } = this.guest;
     const { usedPackets, unusedPackets, pendingPackets, received } = driver;
-    const taken = received.reduce((sum, count) => sum + count, 0) +
-      driver.rawPackets.length;
+    const taken = received.reduce((sum, count) => sum + count, this.taken);
     // Each is a descriptor at least.
     run.buffers = usedPackets + taken;
     if (usedPackets > size || taken > size) run.wrapped = true;
@@ -147,7 +149,7 @@ export class VsockRig {
   /** A host program reads what there is; null at the end. See `LoopbackConn.tryRead` for errors. */
   hostRead(conn: LoopbackConn, target: Uint8Array): number | null {
     const count = conn.tryRead(target);
-    this.#slow.wasRead(conn, count ?? 0);
+    this.slow.wasRead(conn, count ?? 0);
     this.guest.wake();
     return count;
   }
@@ -164,7 +166,7 @@ export class VsockRig {
     const { deviceBuffer, maxConnections } = this.#setup;
     return new VsockDevice({
       guestCid: 3,
-      host: this.#slow,
+      host: this.slow,
       bufAlloc: deviceBuffer,
       maxConnections,
       now: () => this.now,

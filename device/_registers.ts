@@ -5,6 +5,7 @@ import {
 } from "../ring/virtio_ring.ts";
 import type { EmulatorOptions } from "./emulator.ts";
 import { LoggedQueue } from "./logged_queue.ts";
+import { FieldReader, SnapshotError } from "./snapshot.ts";
 import {
   featureMask,
   VIRTIO_CONFIG_S_FEATURES_OK,
@@ -418,6 +419,74 @@ export class Registers {
       })),
       interruptStatus: this.#interruptStatus,
     };
+  }
+
+  /**
+   * Checks what `save` returned for another instance, and returns what goes on from it. The interrupt line
+   * is driven again, up or down, as the emulator may have another idea of it.
+   *
+   * @throws {SnapshotError} `CONTENT` or `MISMATCH`.
+   */
+  prepareRestore(saved: unknown): () => void {
+    const { maxQueueSizes } = this.virtio.model;
+    const fields = new FieldReader(saved, "registers");
+    const selects = {
+      deviceFeatureSelect: fields.u32("deviceFeatureSelect"),
+      driverFeatureSelect: fields.u32("driverFeatureSelect"),
+      queueSelect: fields.u32("queueSelect"),
+    };
+    const features = fields.integers(
+      "driverFeatures",
+      FEATURE_WORDS,
+      0xffffffff,
+    );
+    const unknownFeatures = fields.boolean("unknownFeatures");
+    const status = fields.integer(
+      "interruptStatus",
+      0,
+      INTERRUPT_QUEUE | INTERRUPT_CONFIG,
+    );
+    const queues = fields.array("queues", 65_536);
+    if (queues.length !== maxQueueSizes.length) {
+      throw new SnapshotError(
+        "MISMATCH",
+        `it has registers of ${queues.length} queues, this device ${maxQueueSizes.length}`,
+      );
+    }
+    const checked = queues.map((queue, index) => {
+      const words = new FieldReader(queue, `registers.queues[${index}]`);
+      return {
+        size: words.integer("size", 1, maxQueueSizes[index]!),
+        areas: words.integers("areas", AREA_WORDS, 0xffffffff),
+      };
+    });
+    return () => {
+      Object.assign(this, selects);
+      this.#driverFeatures.set(features);
+      this.#unknownFeatures = unknownFeatures;
+      for (const [index, { size, areas }] of checked.entries()) {
+        const queue = this.#queues[index]!;
+        queue.size = size;
+        queue.areas.set(areas);
+      }
+      this.#interruptStatus = status;
+      this.#level = this.#lineOpen && status !== 0;
+      this.#emulator.interrupt(this.#level);
+    };
+  }
+
+  /**
+   * Makes sure that a snapshot can be restored, and takes guest memory as it is now.
+   *
+   * @throws {TypeError} when the device is not in its state after reset.
+   */
+  needReset(): void {
+    if (this.virtio.status !== 0) {
+      throw new TypeError(
+        "Cannot restore: the device is not in its state after reset",
+      );
+    }
+    this.syncMemory();
   }
 }
 

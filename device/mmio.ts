@@ -1,6 +1,12 @@
 import { VIRTIO_F_NOTIF_CONFIG_DATA } from "../ring/virtio_ring.ts";
-import { INTERRUPT_CONFIG, INTERRUPT_QUEUE, Registers } from "./_registers.ts";
+import {
+  INTERRUPT_CONFIG,
+  INTERRUPT_QUEUE,
+  Registers,
+  type RegisterSnapshot,
+} from "./_registers.ts";
 import type { EmulatorOptions } from "./emulator.ts";
+import { seal, unseal } from "./snapshot.ts";
 import { refuseFeatures } from "./transport_features.ts";
 import type { VirtioDevice } from "./virtio_device.ts";
 import {
@@ -47,6 +53,19 @@ const ALL_ONES = 0xffffffff;
 export type MmioOptions = EmulatorOptions & {
   /** What the VendorID register reads as, a u32. */
   vendorId?: number;
+};
+
+/** Version of the snapshots of registers, and the only one that is read. */
+const MMIO_SNAPSHOT_VERSION = 1;
+
+/** What the registers hold beside the device, as plain data. */
+export type MmioSnapshot = {
+  /** Version of the format. */
+  version: number;
+  /** Of all else in it. */
+  checksum: string;
+  /** The registers. */
+  registers: RegisterSnapshot;
 };
 
 /**
@@ -130,6 +149,29 @@ export class MmioTransport {
   /** Resets the device as the machine's own reset does; the same as a Status of 0. */
   reset(): void {
     this.#registers.reset();
+  }
+
+  /**
+   * What the registers hold, as plain data that survives `structuredClone` and JSON; what the device
+   * behind them holds is for {@link VirtioDevice.save}. Changes nothing.
+   */
+  save(): MmioSnapshot {
+    return seal(MMIO_SNAPSHOT_VERSION, { registers: this.#registers.save() });
+  }
+
+  /**
+   * Goes on from what {@link MmioTransport.save} returned, before {@link VirtioDevice.restore} does, over
+   * guest memory with the same contents. Drives the interrupt line to the level that it had.
+   *
+   * @throws {SnapshotError} when it is no snapshot that these registers can go on from; they are as they
+   * were.
+   * @throws {TypeError} when the device is not in its state after reset.
+   */
+  restore(snapshot: unknown): void {
+    const fields = unseal(snapshot, MMIO_SNAPSHOT_VERSION);
+    const goOn = this.#registers.prepareRestore(fields.any("registers"));
+    this.#registers.needReset();
+    goOn();
   }
 
   /**

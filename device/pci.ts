@@ -1,14 +1,22 @@
 import { VIRTIO_F_NOTIFICATION_DATA } from "../ring/virtio_ring.ts";
+import { FieldParts, type FieldPartsSnapshot } from "./_field_parts.ts";
+import { cut, PciCommon, type PciCommonSnapshot } from "./_pci_common.ts";
 import {
   INTERRUPT_CONFIG,
   INTERRUPT_QUEUE,
   liesInside,
   Registers,
+  type RegisterSnapshot,
 } from "./_registers.ts";
 import type { EmulatorOptions } from "./emulator.ts";
 import { PCI_CONFIG_BYTES, PciConfig, type PciIdentity } from "./pci_config.ts";
 import { layOutBar, type PciLayout, type PciSpace } from "./pci_layout.ts";
-import { MsixTable, type PciMsixOptions } from "./pci_msix.ts";
+import {
+  type MsixSnapshot,
+  MsixTable,
+  type PciMsixOptions,
+} from "./pci_msix.ts";
+import { base64, seal, SnapshotError, unseal } from "./snapshot.ts";
 import { featureMask, type VirtioDevice } from "./virtio_device.ts";
 import {
   PCI_BASE_ADDRESS_0,
@@ -21,34 +29,10 @@ import {
   PCI_MSIX_FLAGS_MASKALL,
   PCI_STATUS,
   PCI_STATUS_INTERRUPT,
-  VIRTIO_MSI_NO_VECTOR,
   VIRTIO_PCI_CAP_BAR,
   VIRTIO_PCI_CAP_LENGTH,
   VIRTIO_PCI_CAP_OFFSET,
   VIRTIO_PCI_CFG_CAP_DATA,
-  VIRTIO_PCI_COMMON_ADM_Q_IDX,
-  VIRTIO_PCI_COMMON_ADM_Q_NUM,
-  VIRTIO_PCI_COMMON_CFGGENERATION,
-  VIRTIO_PCI_COMMON_DF,
-  VIRTIO_PCI_COMMON_DFSELECT,
-  VIRTIO_PCI_COMMON_GF,
-  VIRTIO_PCI_COMMON_GFSELECT,
-  VIRTIO_PCI_COMMON_MSIX,
-  VIRTIO_PCI_COMMON_NUMQ,
-  VIRTIO_PCI_COMMON_Q_AVAILHI,
-  VIRTIO_PCI_COMMON_Q_AVAILLO,
-  VIRTIO_PCI_COMMON_Q_DESCHI,
-  VIRTIO_PCI_COMMON_Q_DESCLO,
-  VIRTIO_PCI_COMMON_Q_ENABLE,
-  VIRTIO_PCI_COMMON_Q_MSIX,
-  VIRTIO_PCI_COMMON_Q_NDATA,
-  VIRTIO_PCI_COMMON_Q_NOFF,
-  VIRTIO_PCI_COMMON_Q_RESET,
-  VIRTIO_PCI_COMMON_Q_SELECT,
-  VIRTIO_PCI_COMMON_Q_SIZE,
-  VIRTIO_PCI_COMMON_Q_USEDHI,
-  VIRTIO_PCI_COMMON_Q_USEDLO,
-  VIRTIO_PCI_COMMON_STATUS,
   VIRTIO_PCI_QUEUE_AVAIL_STATE,
 } from "./virtio_pci.ts";
 
@@ -63,20 +47,27 @@ export type PciOptions = EmulatorOptions & PciIdentity & {
   msix?: PciMsixOptions;
 };
 
-/** First offset of each field of the common configuration, by offset; a le64 is two fields. */
-const FIELD_START: Uint8Array = new Uint8Array(64);
-/** Bytes of the field at each offset. */
-const FIELD_SIZE: Uint8Array = new Uint8Array(64);
-{
-  const sizes = [4, 4, 4, 4, 2, 2, 1, 1, 2, 2, 2, 2, 2, 4, 4, 4, 4, 4, 4, 2, 2];
-  let at = 0;
-  for (const size of [...sizes, 2, 2]) {
-    FIELD_START.fill(at, at, at + size);
-    FIELD_SIZE.fill(size, at, at + size);
-    at += size;
-  }
-}
-const NO_FIELD = -1;
+const NOTIFICATION_DATA = featureMask(VIRTIO_F_NOTIFICATION_DATA);
+/** Version of the snapshots of a function, and the only one that is read. */
+const PCI_SNAPSHOT_VERSION = 1;
+
+/** What a PCI function holds beside its device, as plain data. */
+export type PciSnapshot = {
+  /** Version of the format. */
+  version: number;
+  /** Of all else in it. */
+  checksum: string;
+  /** The 256 bytes of configuration space, in base64. */
+  config: string;
+  /** What all register transports have. */
+  registers: RegisterSnapshot;
+  /** Vectors of the events. */
+  common: PciCommonSnapshot;
+  /** The table of MSI-X, empty where it is not offered. */
+  msix: MsixSnapshot;
+  /** A field that was written in part. */
+  parts: FieldPartsSnapshot;
+};
 
 /**
  * A virtio device on a PCI bus (virtio 1.4, 4.1, without the legacy interface), for an emulator that is
@@ -134,16 +125,12 @@ export class PciTransport {
   readonly virtio: VirtioDevice;
 
   readonly #registers: Registers;
+  readonly #common: PciCommon;
   readonly #layout: PciLayout;
   readonly #config: PciConfig;
   readonly #msix: MsixTable;
   #msixEnabled = false;
-  #configVector = VIRTIO_MSI_NO_VECTOR;
-  readonly #queueVectors: Uint16Array;
-  // A field that was written in part: where it begins, which of its bytes have come, and what they are.
-  #partStart = NO_FIELD;
-  #partBytes = 0;
-  #partValue = 0;
+  readonly #parts: FieldParts = new FieldParts();
 
   /**
    * Plugs `virtio` in.
@@ -161,10 +148,9 @@ export class PciTransport {
     this.virtio = virtio;
     this.#registers = new Registers("pci", virtio, options);
     this.#msix = new MsixTable(options.msix);
+    this.#common = new PciCommon(this.#registers, this.#msix.vectors);
     this.#layout = layOutBar(virtio, space, this.#msix);
     this.#config = new PciConfig(virtio.model.deviceId, this.#layout, options);
-    this.#queueVectors = new Uint16Array(virtio.queueCount)
-      .fill(VIRTIO_MSI_NO_VECTOR);
     virtio.connect({
       interrupt: (index) => this.#interrupt(index),
       configChanged: () => this.#configChanged(),
@@ -205,27 +191,66 @@ export class PciTransport {
   reset(): void {
     this.#config.reset();
     this.#msix.reset();
-    this.#resetDevice();
+    this.#parts.drop();
+    this.#common.reset();
     this.#commandChanged();
   }
 
-  #resetDevice(): void {
-    this.#configVector = VIRTIO_MSI_NO_VECTOR;
-    this.#queueVectors.fill(VIRTIO_MSI_NO_VECTOR);
-    this.#partStart = NO_FIELD;
-    this.#registers.reset();
+  /**
+   * What the function holds, as plain data that survives `structuredClone` and JSON; what the device
+   * behind it holds is for {@link VirtioDevice.save}. Changes nothing.
+   *
+   * Configuration space is in it as far as accesses to it were handed over.
+   */
+  save(): PciSnapshot {
+    return seal(PCI_SNAPSHOT_VERSION, {
+      config: base64(this.#config.image()),
+      registers: this.#registers.save(),
+      common: this.#common.save(),
+      msix: this.#msix.save(),
+      parts: this.#parts.save(),
+    });
+  }
+
+  /**
+   * Goes on from what {@link PciTransport.save} returned, before {@link VirtioDevice.restore} does, over
+   * guest memory with the same contents. Drives the interrupt line to the level that it had; the emulator
+   * maps the BAR where it was.
+   *
+   * @throws {SnapshotError} when it is no snapshot that this function can go on from; it is as it was.
+   * @throws {TypeError} when the device is not in its state after reset.
+   */
+  restore(snapshot: unknown): void {
+    const fields = unseal(snapshot, PCI_SNAPSHOT_VERSION);
+    const config = fields.bytes("config", PCI_CONFIG_BYTES);
+    if (!this.#config.matches(config)) {
+      throw new SnapshotError(
+        "MISMATCH",
+        "it is of a PCI function that presents itself otherwise",
+      );
+    }
+    const goOn = [
+      this.#registers.prepareRestore(fields.any("registers")),
+      this.#common.prepareRestore(fields.any("common")),
+      this.#msix.prepareRestore(fields.any("msix")),
+      this.#parts.prepareRestore(fields.any("parts")),
+    ];
+    this.#registers.needReset();
+    this.#config.restore(config);
+    this.#commandChanged();
+    for (const step of goOn) step();
   }
 
   // -- Interrupts --
 
   #interrupt(index: number): void {
-    if (this.#msixEnabled) this.#msix.fire(this.#queueVectors[index]!);
+    if (this.#msixEnabled) this.#msix.fire(this.#common.queueVectors[index]!);
     else this.#registers.raiseInterrupt(INTERRUPT_QUEUE);
   }
 
   #configChanged(): void {
     this.#registers.raiseInterrupt(INTERRUPT_CONFIG);
-    if (this.#msixEnabled) this.#msix.fire(this.#configVector);
+    if (this.#msixEnabled) this.#msix.fire(this.#common.configVector);
   }
 
   /** Command or message control have changed. */
@@ -346,7 +371,7 @@ export class PciTransport {
   read(offset: number, width: number): number {
     this.#registers.syncMemory();
     const { common, isr, state, device, msixTable, msixPending } = this.#layout;
-    if (lies(offset, width, common)) return this.#readCommon(offset, width);
+    if (lies(offset, width, common)) return this.#common.read(offset, width);
     if (offset === isr.offset && width === 1) return this.#readIsr();
     if (lies(offset, width, device)) {
       return this.#registers.readConfig(offset - device.offset, width);
@@ -374,62 +399,6 @@ export class PciTransport {
     return status;
   }
 
-  #readCommon(offset: number, width: number): number {
-    const start = FIELD_START[offset]!;
-    const size = FIELD_SIZE[offset]!;
-    if (offset === start && width === size) return this.#readField(start);
-    let value = 0;
-    for (let i = 0; i < width; i++) {
-      const first = FIELD_START[offset + i]!;
-      const byte = cut(this.#readField(first), offset + i - first, 1);
-      value += byte * 2 ** (8 * i);
-    }
-    return value;
-  }
-
-  #readField(start: number): number {
-    const registers = this.#registers;
-    const { virtio, queueSelect: index, queueExists } = registers;
-    switch (start) {
-      case VIRTIO_PCI_COMMON_DFSELECT:
-        return registers.deviceFeatureSelect;
-      case VIRTIO_PCI_COMMON_DF:
-        return registers.deviceFeatures;
-      case VIRTIO_PCI_COMMON_GFSELECT:
-        return registers.driverFeatureSelect;
-      case VIRTIO_PCI_COMMON_GF:
-        return registers.driverFeatures;
-      case VIRTIO_PCI_COMMON_MSIX:
-        return this.#configVector;
-      case VIRTIO_PCI_COMMON_NUMQ:
-        return virtio.queueCount;
-      case VIRTIO_PCI_COMMON_STATUS:
-        return virtio.status;
-      case VIRTIO_PCI_COMMON_CFGGENERATION:
-        return virtio.configGeneration & 0xff;
-      case VIRTIO_PCI_COMMON_Q_SELECT:
-        return index;
-      case VIRTIO_PCI_COMMON_Q_SIZE:
-        return registers.queueSize;
-      case VIRTIO_PCI_COMMON_Q_MSIX:
-        return this.#queueVectors[index] ?? VIRTIO_MSI_NO_VECTOR;
-      case VIRTIO_PCI_COMMON_Q_ENABLE:
-        return registers.queueReady ? 1 : 0;
-      case VIRTIO_PCI_COMMON_Q_NOFF:
-        return queueExists ? index : 0;
-      case VIRTIO_PCI_COMMON_Q_NDATA:
-        return queueExists ? virtio.queueNotifConfigData(index) : 0;
-      case VIRTIO_PCI_COMMON_Q_RESET:
-        // A queue is reset before the write that asks for it returns.
-        return 0;
-      case VIRTIO_PCI_COMMON_ADM_Q_IDX:
-      case VIRTIO_PCI_COMMON_ADM_Q_NUM:
-        return 0;
-      default:
-        return registers.area((start - VIRTIO_PCI_COMMON_Q_DESCLO) / 4);
-    }
-  }
-
   /** Writes `width` bytes, 1, 2 or 4, of `value` at `offset` in BAR 0; little-endian. */
   write(offset: number, width: number, value: number): void {
     const registers = this.#registers;
@@ -445,7 +414,7 @@ export class PciTransport {
       return;
     }
     const start = this.#fieldStart(offset);
-    const size = start === NO_FIELD ? 0 : this.#fieldSize(start);
+    const size = start === -1 ? 0 : this.#fieldSize(start);
     const at = offset - start;
     if (
       (width !== 1 && width !== 2 && width !== 4) || at + width > size
@@ -454,48 +423,35 @@ export class PciTransport {
       return;
     }
     if (width === size) {
-      this.#partStart = NO_FIELD;
-      this.#writeField(start, width === 4 ? value >>> 0 : cut(value, 0, width));
-      return;
+      this.#parts.drop();
+      this.#writeField(start, cut(value, 0, width));
+    } else if (this.#parts.add(start, size, at, width, value)) {
+      this.#writeField(start, this.#parts.value);
     }
-    if (start !== this.#partStart) {
-      this.#partStart = start;
-      this.#partBytes = 0;
-      this.#partValue = 0;
-    }
-    const bytes = (1 << width) - 1;
-    const mask = (2 ** (8 * width) - 1) << (8 * at);
-    this.#partBytes |= bytes << at;
-    this.#partValue = (this.#partValue & ~mask) | ((value << (8 * at)) & mask);
-    if (this.#partBytes !== (1 << size) - 1) return;
-    this.#partStart = NO_FIELD;
-    this.#writeField(start, this.#partValue >>> 0);
   }
 
   /** Where the field at `offset` begins; the fields that are written in parts are aligned to their size. */
   #fieldStart(offset: number): number {
     const { common, isr, state, notify } = this.#layout;
-    if (lies(offset, 1, common)) return FIELD_START[offset]!;
+    if (lies(offset, 1, common)) return this.#common.start(offset);
     if (offset === isr.offset) return offset;
     if (lies(offset, 1, notify) || lies(offset, 1, state)) {
       return offset - (offset & 3);
     }
-    return NO_FIELD;
+    return -1;
   }
 
   #fieldSize(start: number): number {
     const { common, isr, notify } = this.#layout;
-    if (lies(start, 1, common)) return FIELD_SIZE[start]!;
+    if (lies(start, 1, common)) return this.#common.size(start);
     if (start === isr.offset) return 1;
     if (!lies(start, 1, notify)) return 4;
-    const { features } = this.virtio;
-    const data = featureMask(VIRTIO_F_NOTIFICATION_DATA);
-    return (features & data) === 0n ? 2 : 4;
+    return (this.virtio.features & NOTIFICATION_DATA) === 0n ? 2 : 4;
   }
 
   #writeField(start: number, value: number): void {
     const registers = this.#registers;
-    const { notify, state } = this.#layout;
+    const { isr, notify, state } = this.#layout;
     if (lies(start, 1, notify)) {
       this.virtio.notify(value);
       return;
@@ -508,72 +464,11 @@ export class PciTransport {
       );
       return;
     }
-    switch (start) {
-      case VIRTIO_PCI_COMMON_DFSELECT:
-        registers.deviceFeatureSelect = value;
-        return;
-      case VIRTIO_PCI_COMMON_GFSELECT:
-        registers.driverFeatureSelect = value;
-        return;
-      case VIRTIO_PCI_COMMON_GF:
-        registers.writeDriverFeatures(value);
-        return;
-      case VIRTIO_PCI_COMMON_MSIX:
-        this.#configVector = this.#vector(value);
-        return;
-      case VIRTIO_PCI_COMMON_STATUS:
-        if (value === 0) this.#resetDevice();
-        else registers.writeStatus(value);
-        return;
-      case VIRTIO_PCI_COMMON_Q_SELECT:
-        registers.queueSelect = value;
-        return;
-      case VIRTIO_PCI_COMMON_Q_SIZE:
-        registers.writeQueueSize(value, !registers.packed);
-        return;
-      case VIRTIO_PCI_COMMON_Q_MSIX:
-        if (!registers.needQueue()) return;
-        this.#queueVectors[registers.queueSelect] = this.#vector(value);
-        return;
-      case VIRTIO_PCI_COMMON_Q_ENABLE:
-        if (!registers.needQueue()) return;
-        if (value === 1) registers.writeReady(true);
-        else registers.refused("queue", "queue_enable takes 1");
-        return;
-      case VIRTIO_PCI_COMMON_Q_RESET:
-        if (!registers.needQueue()) return;
-        if (value !== 1) {
-          registers.refused("queue", "queue_reset takes 1");
-        } else if (registers.resetQueue()) {
-          this.#queueVectors[registers.queueSelect] = VIRTIO_MSI_NO_VECTOR;
-        }
-        return;
-      case VIRTIO_PCI_COMMON_Q_DESCLO:
-      case VIRTIO_PCI_COMMON_Q_DESCHI:
-      case VIRTIO_PCI_COMMON_Q_AVAILLO:
-      case VIRTIO_PCI_COMMON_Q_AVAILHI:
-      case VIRTIO_PCI_COMMON_Q_USEDLO:
-      case VIRTIO_PCI_COMMON_Q_USEDHI:
-        registers.writeArea((start - VIRTIO_PCI_COMMON_Q_DESCLO) / 4, value);
-        return;
-      default:
-        registers.refused(
-          "write",
-          `the field at offset 0x${start.toString(16)} is read-only`,
-        );
+    if (start === isr.offset) {
+      registers.refused("write", "the ISR status is read-only");
+      return;
     }
-  }
-
-  /** The vector that an event is mapped to when the driver asks for `value` (4.1.5.1.2). */
-  #vector(value: number): number {
-    if (value === VIRTIO_MSI_NO_VECTOR || value < this.#msix.vectors) {
-      return value;
-    }
-    this.#registers.refused(
-      "vector",
-      `vector ${value} of ${this.#msix.vectors}`,
-    );
-    return VIRTIO_MSI_NO_VECTOR;
+    this.#common.write(start, value);
   }
 }
 
@@ -584,10 +479,4 @@ function lies(
   place: { readonly offset: number; readonly size: number },
 ): boolean {
   return liesInside(offset - place.offset, width, place.size);
-}
-
-/** `width` bytes of a 32-bit value, from byte `at` on. */
-function cut(value: number, at: number, width: number): number {
-  const part = value >>> (8 * at);
-  return width === 4 ? part >>> 0 : part & (2 ** (8 * width) - 1);
 }

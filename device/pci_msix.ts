@@ -1,3 +1,4 @@
+import { FieldReader } from "./snapshot.ts";
 import {
   PCI_MSIX_ENTRY_CTRL_MASKBIT,
   PCI_MSIX_ENTRY_SIZE,
@@ -124,10 +125,33 @@ export class MsixTable {
     return { table: [...this.#words], pending: [...this.#pending] };
   }
 
-  /** Goes on from what {@link MsixTable.save} returned for a table of the same size. */
-  restore(saved: MsixSnapshot): void {
-    this.#words.set(saved.table);
-    this.#pending.set(saved.pending);
+  /**
+   * Checks what `save` returned for a table of the same size, and returns what goes on from it.
+   *
+   * @throws {SnapshotError} `CONTENT`.
+   */
+  prepareRestore(saved: unknown): () => void {
+    const fields = new FieldReader(saved, "msix");
+    const words = fields.integers("table", this.#words.length, 0xffffffff);
+    const pending = fields.integers("pending", this.pendingBytes, 0xff);
+    for (const [at, word] of words.entries()) {
+      const column = at % WORDS;
+      if (
+        (column === 0 && word % 4 !== 0) ||
+        (column === CONTROL && word > PCI_MSIX_ENTRY_CTRL_MASKBIT)
+      ) {
+        throw fields.bad("table", "no table that a guest can have written");
+      }
+    }
+    for (let vector = this.vectors; vector < pending.length * 8; vector++) {
+      if ((pending[vector >> 3]! & 1 << (vector & 7)) !== 0) {
+        throw fields.bad("pending", "of a vector that there is not");
+      }
+    }
+    return () => {
+      this.#words.set(words);
+      this.#pending.set(pending);
+    };
   }
 }
 

@@ -7,6 +7,7 @@
 import { FACILITY_PROPERTY } from "./facility_properties.ts";
 import { HOSTILE_CHAIN_PROPERTY } from "./hostile_chain_properties.ts";
 import {
+  INVARIANT_PROPERTIES,
   LARGE_QUEUE_PROPERTY,
   type NamedProperty,
   QUEUE_PROPERTIES,
@@ -16,6 +17,7 @@ import { VSOCK_PROPERTIES } from "./vsock_properties.ts";
 /** In the order in which they are run. */
 export const PROPERTIES: readonly NamedProperty[] = [
   ...QUEUE_PROPERTIES,
+  ...INVARIANT_PROPERTIES,
   LARGE_QUEUE_PROPERTY,
   HOSTILE_CHAIN_PROPERTY,
   FACILITY_PROPERTY,

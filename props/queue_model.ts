@@ -7,6 +7,20 @@
 
 import { Violation } from "./violation.ts";
 
+/** What was negotiated for the device around a queue; what is not told was not. */
+export type DeviceFeatures = {
+  /** Bit 40: VIRTIO_F_RING_RESET, or VIRTIO_F_QUEUE_STATE, which exclude each other. */
+  bit40: "none" | "reset" | "state";
+  /** VIRTIO_F_SUSPEND. */
+  suspend: boolean;
+  /** VIRTIO_F_NOTIFICATION_DATA. */
+  notificationData: boolean;
+  /** VIRTIO_F_NOTIF_CONFIG_DATA. */
+  configData: boolean;
+  /** VIRTIO_F_ORDER_PLATFORM. */
+  orderPlatform: boolean;
+};
+
 /** What a queue is set up with, plain data. */
 export type QueueSetup = {
   format: "split" | "packed";
@@ -20,6 +34,10 @@ export type QueueSetup = {
   oneRegion: boolean;
   /** Buffers that have gone round before the script begins. */
   start: number;
+  /** The queue is one of a whole virtio device, with these features; bare unless told. */
+  device?: DeviceFeatures;
+  /** Buffers in flight are noted in a region outside of the device; not unless told. */
+  tracked?: boolean;
 };
 
 /** Descriptors in each indirect table; a longer buffer is chained in the ring. */
@@ -42,6 +60,8 @@ export type Exposed = {
   writableBytes: number;
   /** Bytes that the device said it wrote. */
   written: number;
+  /** Bytes that a device wrote which was gone before it could tell. */
+  touched: number;
   /** Something that was fetched later was used before it, so its fetching cannot be taken back. */
   overtaken: boolean;
 };
@@ -149,9 +169,9 @@ export class QueueModel {
   /** Fetches of this device since it was made, and not given back; completed ones stay. */
   history: Exposed[] = [];
   /** Kicks, as the device asks for them. */
-  readonly kicks: Listening;
+  kicks: Listening;
   /** Interrupts, as the driver asks for them. */
-  readonly interrupts: Listening;
+  interrupts: Listening;
   /** The device waits for a kick. */
   deviceAsleep = false;
   /** The driver waits for an interrupt. */
@@ -162,6 +182,8 @@ export class QueueModel {
   published = 0;
   /** Absolute position behind what the driver reclaimed. */
   reclaimed = 0;
+  /** The device has the queue; not while it is suspended. */
+  running = true;
   #generation = 0;
 
   /** @param setup The queue's. */
@@ -220,7 +242,7 @@ export class QueueModel {
     const { token, slots } = buffer;
     if (!(token >= 0 && token < this.setup.size) || this.owners.has(token)) {
       throw new Violation(
-        "exactly once",
+        "exactly-once",
         `add() returned token ${token}, which is ${
           this.owners.has(token) ? "in use" : "out of range"
         }`,
@@ -241,6 +263,19 @@ export class QueueModel {
   /** The next buffer that the device must get, or undefined. */
   get next(): Exposed | undefined {
     return this.waiting[0] ?? this.available[0];
+  }
+
+  /** Whether a buffer is among those that the device may get at some time. */
+  isNext(token: number): boolean {
+    return [...this.waiting, ...this.available].some((buffer) =>
+      buffer.token === token
+    );
+  }
+
+  /** The buffer that was made available before all others that are not back. */
+  get oldest(): Exposed | undefined {
+    // A token that comes again is entered again.
+    return this.owners.values().next().value;
   }
 
   /** The device fetches it. */
@@ -277,12 +312,18 @@ export class QueueModel {
   complete(index: number, written: number): void {
     const [buffer] = this.fetched.splice(index, 1);
     buffer!.written = written;
-    for (let i = 0; i < index; i++) this.fetched[i]!.overtaken = true;
     this.completed.push(buffer!);
   }
 
   /** The device publishes. */
   publishUsed(): void {
+    let last = 0;
+    for (const { generation } of this.completed) {
+      last = Math.max(last, generation);
+    }
+    for (const buffer of last === 0 ? [] : this.unused) {
+      if (buffer.generation < last) buffer.overtaken = true;
+    }
     this.used.push(...this.completed);
     this.completed = [];
   }
@@ -310,6 +351,42 @@ export class QueueModel {
     this.deviceAsleep = false;
     this.kicks.arm(this.availPosition);
     this.interrupts.forced = true;
+  }
+
+  /**
+   * The device is gone without a word: what it completed and did not publish is in flight again, and all
+   * that is comes in the order of the first fetch, which is that in which it was added.
+   */
+  died(): void {
+    for (const buffer of this.completed) {
+      buffer.touched = Math.max(buffer.touched, buffer.written);
+      buffer.written = 0;
+    }
+    const unused = [...this.unused, ...this.completed];
+    unused.sort((a, b) => a.generation - b.generation);
+    this.completed = [];
+    this.fetched = [];
+    this.waiting = unused;
+  }
+
+  /** The queue is reset and starts anew, empty on both sides; its buffers are the driver's again. */
+  reset(): void {
+    this.staged = [];
+    this.available = [];
+    this.waiting = [];
+    this.fetched = [];
+    this.completed = [];
+    this.used = [];
+    this.history = [];
+    this.owners.clear();
+    this.free = this.setup.size;
+    this.published = 0;
+    this.reclaimed = 0;
+    this.running = true;
+    this.deviceAsleep = false;
+    this.driverAsleep = false;
+    this.kicks = new Listening(this.setup);
+    this.interrupts = new Listening(this.setup);
   }
 
   /** Whether the fetching of all buffers in flight can be taken back. */

@@ -5,19 +5,17 @@
  */
 
 import fc from "fast-check";
-import { QueueModel, type QueueSetup } from "./queue_model.ts";
-import { MAX_SEGMENT, QueueRig } from "./queue_rig.ts";
+import { INVARIANTS } from "./invariants.ts";
+import type { QueueWorld } from "./queue_actions.ts";
+import { type Focus, largeSetups, setups, steps } from "./queue_arbitraries.ts";
+import type { QueueModel, QueueSetup } from "./queue_model.ts";
 import {
-  advance,
   describe,
   isPossible,
   type QueueRun,
   type QueueStep,
-  type QueueWorld,
-  type RestoreWay,
-  settle,
-  takeStep,
 } from "./queue_steps.ts";
+import { newQueueRun, openQueue, settle, takeStep } from "./queue_take.ts";
 import { Violation } from "./violation.ts";
 
 /** A script that can be kept and taken again: plain data. */
@@ -39,13 +37,13 @@ export class ScriptFailure extends Error {
   constructor(script: AnyScript, lines: readonly string[], cause: unknown) {
     const found = cause instanceof Error ? cause : new Error(String(cause));
     super(
-      found instanceof Violation ? found.message : `no fault: ${found.message}`,
+      found instanceof Violation ? found.message : `no-fault: ${found.message}`,
       { cause },
     );
     this.name = "ScriptFailure";
     this.script = script;
     this.lines = lines;
-    this.invariant = found instanceof Violation ? found.invariant : "no fault";
+    this.invariant = found instanceof Violation ? found.invariant : "no-fault";
   }
 }
 
@@ -73,124 +71,16 @@ class StepCommand implements fc.Command<QueueModel, ScriptRun> {
 
 type ScriptRun = { world: QueueWorld; taken: QueueStep[] };
 
-const SIZES = {
-  split: [1, 2, 4, 8, 256],
-  packed: [1, 2, 3, 5, 7, 8, 256],
-} as const;
-const WAYS: readonly RestoreWay[] = ["carry", "rewind", "words", "base"];
 const MAX_COMMANDS = 60;
 
-/** Where the script begins: at the start, somewhere in the first laps, or just before an index wraps. */
-function starts(
-  format: "split" | "packed",
-  size: number,
-): fc.Arbitrary<number> {
-  const laps = fc.nat(2 * size + 2);
-  const early = { arbitrary: fc.constant(0), weight: 20 };
-  if (format === "packed") {
-    return fc.oneof(early, { arbitrary: laps, weight: 20 });
-  }
-  const before = fc.nat(Math.min(size + 2, 12)).map((few) => 0x1_0000 - few);
-  return fc.oneof(
-    early,
-    { arbitrary: laps, weight: 19 },
-    { arbitrary: before, weight: 1 },
-  );
-}
-
-function setups(format: "split" | "packed"): fc.Arbitrary<QueueSetup> {
-  return fc.constantFrom(...SIZES[format]).chain((size) =>
-    fc.record({
-      format: fc.constant(format),
-      size: fc.constant(size),
-      eventIdx: fc.boolean(),
-      indirect: fc.boolean(),
-      inOrder: fc.oneof(
-        { arbitrary: fc.constant(false), weight: 3 },
-        { arbitrary: fc.constant(true), weight: 1 },
-      ),
-      strongOrdering: fc.boolean(),
-      oneRegion: fc.boolean(),
-      start: starts(format, size),
-    })
-  );
-}
-
-/** Rings whose last entries lie 64 KiB and more from the first, and scripts that begin just before those. */
-function largeSetups(): fc.Arbitrary<QueueSetup> {
-  return fc.record({
-    format: fc.constantFrom("split" as const, "packed" as const),
-    size: fc.constant(32768),
-    eventIdx: fc.boolean(),
-    indirect: fc.constant(false),
-    inOrder: fc.constant(false),
-    strongOrdering: fc.boolean(),
-    oneRegion: fc.boolean(),
-    start: fc.tuple(fc.integer({ min: 1, max: 2 }), fc.nat(6)).map((
-      [laps, few],
-    ) => laps * 32768 - few),
-  });
-}
-
 function commands(
+  focus: Focus | "large",
   maxCommands: number,
 ): fc.Arbitrary<Iterable<fc.Command<QueueModel, ScriptRun>>> {
-  const lengths = fc.array(fc.nat(MAX_SEGMENT), { maxLength: 4, size: "max" });
-  const few = fc.nat(3);
-  const step = <Shape extends Record<string, unknown>>(
-    kind: QueueStep["do"],
-    shape: { [Key in keyof Shape]: fc.Arbitrary<Shape[Key]> },
-  ) =>
-    fc.record(shape).map((fields) =>
-      new StepCommand({ do: kind, ...fields } as unknown as QueueStep)
-    );
-  const add = step("add", { readable: lengths, writable: lengths });
-  const fill = fc.tuple(few, few).filter(([r, w]) => r + w > 0).map(
-    ([readable, writable]) =>
-      new StepCommand({ do: "fill", readable, writable }),
+  // fast-check takes no weights here: what comes up more often stands there more often.
+  const all = steps(focus).flatMap(({ arbitrary, weight }) =>
+    new Array(weight).fill(arbitrary.map((step) => new StepCommand(step)))
   );
-  const publish = step("publish", {});
-  const needsKick = step("needsKick", {});
-  const fetch = step("fetch", { count: few });
-  const complete = step("complete", {
-    picks: fc.array(fc.nat(7), { minLength: 1, maxLength: 4, size: "max" }),
-    written: fc.nat(20),
-  });
-  const restore = step("restore", { way: fc.constantFrom(...WAYS) });
-  const publishUsed = step("publishUsed", {});
-  const needsInterrupt = step("needsInterrupt", {});
-  const reclaim = step("reclaim", { count: few });
-  // What stands here more than once comes up more often.
-  const all = [
-    add,
-    add,
-    add,
-    fill,
-    publish,
-    publish,
-    needsKick,
-    needsKick,
-    fetch,
-    fetch,
-    fetch,
-    step("unpop", { count: fc.integer({ min: 1, max: 3 }) }),
-    complete,
-    complete,
-    step("completeAll", { backwards: fc.boolean(), written: fc.nat(20) }),
-    publishUsed,
-    publishUsed,
-    needsInterrupt,
-    needsInterrupt,
-    reclaim,
-    reclaim,
-    step("armKicks", {}),
-    step("disarmKicks", {}),
-    step("armInterrupts", {}),
-    step("disarmInterrupts", {}),
-    restore,
-    restore,
-    restore,
-  ];
   return fc.commands<QueueModel, ScriptRun>(all, {
     maxCommands,
     size: "max",
@@ -201,41 +91,41 @@ function commands(
 /**
  * Takes the commands on a new queue and lets both sides come to rest.
  *
+ * With a focus the run is about one invariant: where another one does not hold, it ends there.
+ *
  * @throws {ScriptFailure} when an invariant does not hold.
  */
 function runCommands(
   setup: QueueSetup,
   script: Iterable<fc.Command<QueueModel, ScriptRun>>,
+  focus: Focus,
 ): QueueRun {
-  const run: QueueRun = {
-    midFlight: false,
-    firstLap: 0,
-    wrapped: false,
-    full: false,
-    indirect: false,
-    buffers: 0,
-  };
-  const lines: string[] = [];
+  let run = newQueueRun();
+  let lines: string[] = [];
   const taken: QueueStep[] = [];
   try {
-    const model = new QueueModel(setup);
-    const world = { rig: new QueueRig(setup), run, lines };
-    advance(setup.start, model, world);
-    lines.length = 0;
+    const { model, world } = openQueue(setup, focus);
+    ({ run, lines } = world);
     fc.modelRun(() => ({ model, real: { world, taken } }), script);
     settle(model, world);
   } catch (error) {
-    throw new ScriptFailure({ setup, steps: taken }, lines, error);
+    const failure = new ScriptFailure({ setup, steps: taken }, lines, error);
+    if (focus === null || failure.invariant === focus) throw failure;
   }
   return run;
 }
 
-/** Takes a script that was kept; throws a {@link ScriptFailure} when an invariant does not hold. */
-export function replayQueueScript(script: QueueScript): QueueRun {
-  return runCommands(
-    script.setup,
-    script.steps.map((step) => new StepCommand(step)),
-  );
+/**
+ * Takes a script that was kept, with a look at one invariant or a glance at all.
+ *
+ * @throws {ScriptFailure} when an invariant does not hold.
+ */
+export function replayQueueScript(
+  { setup, steps }: QueueScript,
+  focus: Focus = null,
+): QueueRun {
+  const script = steps.map((step) => new StepCommand(step));
+  return runCommands(setup, script, focus);
 }
 
 /** A property that a campaign can run. */
@@ -255,15 +145,18 @@ function queueProperty(
   name: string,
   setup: fc.Arbitrary<QueueSetup>,
   maxCommands: number,
+  focus: Focus = null,
+  large = false,
 ): NamedProperty {
+  const scripts = commands(large ? "large" : focus, maxCommands);
   return {
     name,
-    replay: (script) => replayQueueScript(script as QueueScript),
+    replay: (script) => replayQueueScript(script as QueueScript, focus),
     check: (seen, parameters) =>
       fc.check(
-        fc.property(setup, commands(maxCommands), (setup, script) => {
+        fc.property(setup, scripts, (setup, script) => {
           try {
-            seen(runCommands(setup, script));
+            seen(runCommands(setup, script, focus));
           } catch (error) {
             seen(null);
             throw error;
@@ -274,15 +167,32 @@ function queueProperty(
   };
 }
 
-/** All properties of queues. */
+/** All invariants at a glance. */
 export const QUEUE_PROPERTIES: readonly NamedProperty[] = [
-  queueProperty("queue/split", setups("split"), MAX_COMMANDS),
-  queueProperty("queue/packed", setups("packed"), MAX_COMMANDS),
+  queueProperty("queue/split", setups("split", null), MAX_COMMANDS),
+  queueProperty("queue/packed", setups("packed", null), MAX_COMMANDS),
 ];
+
+/** One invariant each, by its name; `restore-run` has another shape and is elsewhere. */
+export const INVARIANT_PROPERTIES: readonly NamedProperty[] =
+  (["split", "packed"] as const).flatMap((format) =>
+    (Object.keys(INVARIANTS) as (keyof typeof INVARIANTS)[])
+      .filter((invariant) => invariant !== "restore-run")
+      .map((invariant) =>
+        queueProperty(
+          `${format}/${invariant}`,
+          setups(format, invariant),
+          MAX_COMMANDS,
+          invariant,
+        )
+      )
+  );
 
 /** Queues as large as they can be, in short scripts. */
 export const LARGE_QUEUE_PROPERTY: NamedProperty = queueProperty(
   "queue/large",
   largeSetups(),
-  8,
+  16,
+  null,
+  true,
 );

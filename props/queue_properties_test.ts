@@ -10,6 +10,7 @@ import { SplitDevice } from "../ring/split_device.ts";
 import { runCampaign } from "./campaign.ts";
 import { decodeToken, encodeToken, failureLines } from "./counterexample.ts";
 import {
+  INVARIANT_PROPERTIES,
   QUEUE_PROPERTIES,
   type QueueScript,
   replayQueueScript,
@@ -40,6 +41,36 @@ for (const property of QUEUE_PROPERTIES) {
     });
   }
 }
+
+Deno.test("Each invariant of a queue is a property that holds, from a fresh seed", () => {
+  const seed = crypto.getRandomValues(new Int32Array(1))[0]!;
+  // deno-lint-ignore no-console
+  console.log(`--seed ${seed}`);
+  for (const property of INVARIANT_PROPERTIES) {
+    const result = runCampaign(property, seed, { runs: 40, seconds: 60 });
+    if (result.failure !== null) {
+      throw new Error(failureLines(property.name, result.failure).join("\n"));
+    }
+    assertEquals(result.runs, 40, property.name);
+  }
+});
+
+Deno.test("A property of an invariant leaves others to theirs", () => {
+  const { push } = SplitDevice.prototype;
+  SplitDevice.prototype.push = function (token: number, written: number): void {
+    push.call(this, token, Math.max(0, written - 1));
+  };
+  try {
+    const failed = INVARIANT_PROPERTIES.filter((property) =>
+      property.name.startsWith("split/") &&
+      runCampaign(property, FIXED_SEED, { runs: 100, seconds: 60 }).failure !==
+        null
+    );
+    assertEquals(failed.map(({ name }) => name), ["split/used-length"]);
+  } finally {
+    SplitDevice.prototype.push = push;
+  }
+});
 
 const SCRIPT: QueueScript = {
   setup: {

@@ -1,4 +1,9 @@
 import { Chain } from "../ring/chain.ts";
+import {
+  type InflightRegion,
+  inflightRegionSize,
+  openInflight,
+} from "../ring/inflight.ts";
 import { GuestMemory } from "../ring/memory.ts";
 import { PackedDevice } from "../ring/packed_device.ts";
 import { PackedDriver } from "../ring/packed_driver.ts";
@@ -11,6 +16,9 @@ import type {
 import { BufferList } from "../ring/queue.ts";
 import { SplitDevice } from "../ring/split_device.ts";
 import { SplitDriver } from "../ring/split_driver.ts";
+import { initialQueueState } from "../ring/state.ts";
+import { TrackedQueue } from "../ring/tracked_queue.ts";
+import { QueueHost } from "./queue_host.ts";
 import { type Exposed, type QueueSetup, TABLE_ENTRIES } from "./queue_model.ts";
 import { Violation } from "./violation.ts";
 
@@ -39,13 +47,19 @@ export class QueueRig {
   readonly config: QueueConfig;
   /** All of it. */
   readonly memory: GuestMemory;
-  /** Driver side; the same one all the time. */
-  readonly driver: DriverQueue;
+  /** Driver side; another one after a reset of the queue. */
+  driver: DriverQueue;
   /** Device side; another one after each restore. */
   device: DeviceQueue;
+  /** The virtio device around it, where there is one. */
+  host: QueueHost | null = null;
   /** Buffers of this device's fetches that came from a saved state. */
   restored = 0;
+  readonly #setup: QueueSetup;
   readonly #format: "split" | "packed";
+  readonly #tables: number;
+  readonly #view: DataView;
+  readonly #region: Uint8Array | null;
   readonly #bytes: Uint8Array;
   readonly #dataStart: number;
   readonly #border: number;
@@ -67,7 +81,11 @@ export class QueueRig {
       strongOrdering,
       oneRegion,
     } = setup;
+    this.#setup = setup;
     this.#format = format;
+    this.#region = setup.tracked
+      ? new Uint8Array(inflightRegionSize(format, size))
+      : null;
     // Of a large queue only a part is filled.
     const cells = Math.min(size, 1024) * TABLE_ENTRIES;
     const below = (cells >> 1) * CELL + 16;
@@ -80,6 +98,7 @@ export class QueueRig {
     if (oneRegion) {
       const buffer = new ArrayBuffer(16 + ring + cells * CELL);
       this.#bytes = new Uint8Array(buffer);
+      this.#view = new DataView(buffer, 16);
       this.#belowAt = this.#aboveAt = 16 + ring;
       this.#dataStart = RING_START + ring;
       this.#border = Infinity;
@@ -95,6 +114,7 @@ export class QueueRig {
       this.#belowAt = ringAt + ring;
       const buffer = new ArrayBuffer(this.#belowAt + below);
       this.#bytes = new Uint8Array(buffer);
+      this.#view = new DataView(buffer, ringAt);
       this.#dataStart = DATA_START;
       this.#border = DATA_START + below;
       this.memory = new GuestMemory([
@@ -123,25 +143,106 @@ export class QueueRig {
       inOrder,
       strongOrdering,
     };
-    const address = RING_START + table + driverArea + deviceArea;
-    const options = indirect
-      ? { indirect: { address, entries: TABLE_ENTRIES } }
-      : {};
-    this.driver = format === "split"
-      ? new SplitDriver(this.memory, this.config, options)
-      : new PackedDriver(this.memory, this.config, options);
-    this.device = this.newDevice();
+    this.#tables = RING_START + table + driverArea + deviceArea;
+    this.driver = this.#newDriver();
+    if (setup.device === undefined) this.device = this.newDevice();
+    else {
+      this.host = new QueueHost(setup, this.memory, this.config);
+      this.device = this.host.start();
+    }
     for (let i = 0; i < cells; i++) {
       this.#cells.push(this.#dataStart + (cells - 1 - i) * CELL);
     }
     this.#list = new BufferList(Math.max(size, TABLE_ENTRIES));
   }
 
-  /** Makes a device side over the ring, fresh or from a state. */
+  #newDriver(): DriverQueue {
+    const options = this.config.indirect
+      ? { indirect: { address: this.#tables, entries: TABLE_ENTRIES } }
+      : {};
+    return this.#format === "split"
+      ? new SplitDriver(this.memory, this.config, options)
+      : new PackedDriver(this.memory, this.config, options);
+  }
+
+  /** The driver makes the queue anew. */
+  replaceDriver(): void {
+    this.driver = this.#newDriver();
+  }
+
+  /**
+   * Makes a device side over the ring, fresh or from a state; where buffers in flight are noted in a
+   * region, that is set up anew.
+   */
   newDevice(state?: QueueState): DeviceQueue {
+    const device = this.#newQueue(state);
+    if (this.#region === null) return device;
+    const region = this.#openRegion(this.#region);
+    region.initialize(state ?? initialQueueState(this.#format));
+    return new TrackedQueue(device, region);
+  }
+
+  /** Makes a device side from what the region says. */
+  recoverDevice(): DeviceQueue {
+    const region = this.#openRegion(this.#region!);
+    if (!region.initialized) {
+      throw new Violation("exactly-once", "the region is not set up");
+    }
+    return new TrackedQueue(this.#newQueue(region.recover()), region);
+  }
+
+  /** Whether the region, where there is one or `anyway`, can tell of a state. */
+  regionTakes(state: QueueState, anyway = false): boolean {
+    return (this.#region === null && !anyway) || state.format === "split" ||
+      state.inFlight.length === 0;
+  }
+
+  /** A state by way of a region of buffers in flight that is set up for it. */
+  throughRegion(state: QueueState): QueueState {
+    const { size } = this.config;
+    const bytes = new Uint8Array(inflightRegionSize(this.#format, size));
+    this.#openRegion(bytes).initialize(state);
+    return this.#openRegion(bytes).recover();
+  }
+
+  #newQueue(state?: QueueState): SplitDevice | PackedDevice {
     return this.#format === "split"
       ? new SplitDevice(this.memory, this.config, state)
       : new PackedDevice(this.memory, this.config, state);
+  }
+
+  #openRegion(bytes: Uint8Array): InflightRegion {
+    return openInflight(this.#format, bytes, this.memory, this.config);
+  }
+
+  /** Index that the driver of a split ring has published, as it stands in memory. */
+  get availIdx(): number {
+    return this.#view.getUint16(this.config.driverArea - RING_START + 2, true);
+  }
+
+  /** Index that the device of a split ring has published, as it stands in memory. */
+  get usedIdx(): number {
+    return this.#view.getUint16(this.config.deviceArea - RING_START + 2, true);
+  }
+
+  /** A copy of all memory, with the region of buffers in flight. */
+  copyMemory(): Uint8Array {
+    const region = this.#region ?? new Uint8Array(0);
+    const copy = new Uint8Array(this.#bytes.length + region.length);
+    copy.set(this.#bytes);
+    copy.set(region, this.#bytes.length);
+    return copy;
+  }
+
+  /** Checks that memory is as it was. */
+  expectMemory(invariant: string, what: string, before: Uint8Array): void {
+    const now = this.copyMemory();
+    const at = now.findIndex((byte, i) => byte !== before[i]);
+    if (at < 0) return;
+    throw new Violation(
+      invariant,
+      `${what} changes byte ${at} of memory from ${before[at]} to ${now[at]}`,
+    );
   }
 
   /** Puts another device side in the place of this one. */
@@ -208,7 +309,7 @@ export class QueueRig {
       for (let i = 0; i < batch && driver.reclaim() >= 0; i++) came++;
     }
     if (came !== count) {
-      throw new Violation("exactly once", `${came} of ${count} came back`);
+      throw new Violation("exactly-once", `${came} of ${count} came back`);
     }
   }
 
@@ -291,8 +392,8 @@ export class QueueRig {
     this.#drop(token);
   }
 
-  /** Completes a buffer that is not in flight any more, which has to be refused. */
-  completeAgain(token: number): void {
+  /** Completes a buffer that cannot be completed now, which has to be refused. */
+  refuse(token: number, invariant: string): void {
     try {
       this.device.push(token, 0);
     } catch (error) {
@@ -300,30 +401,51 @@ export class QueueRig {
       throw error;
     }
     throw new Violation(
-      "exactly once",
-      `push() takes buffer ${token}, which was completed before`,
+      invariant,
+      `push() takes buffer ${token}, which was completed before or is not its turn`,
     );
   }
 
   /** Checks that a reclaimed buffer holds what was written, and nothing else was touched; frees its memory. */
-  checkReclaimed({ token, generation, segments, written }: Exposed): void {
+  checkReclaimed(
+    { token, generation, segments, written, touched }: Exposed,
+  ): void {
+    const wrote = Math.max(written, touched);
     let at = 0;
     for (const { address, length, writable } of segments) {
       for (let i = 0; i < CELL; i++) {
         let expected = UNTOUCHED;
         if (i < length && !writable) expected = offered(generation, address, i);
         if (i < length && writable) {
-          if (at < written) expected = answered(generation, at);
+          if (at < wrote) expected = answered(generation, at);
           at++;
         }
         const found = this.#bytes[this.#at(address + i)];
         if (found !== expected) {
           const kind = writable ? "writable" : "readable";
           throw new Violation(
-            !writable || i >= length ? "memory is left alone" : "bytes",
+            !writable || i >= length ? "readable-untouched" : "bytes",
             `buffer ${token}: byte ${i} of a ${kind} segment of ${length} is ${found}, expected ${expected}`,
           );
         }
+      }
+      this.#cells.unshift(address);
+    }
+  }
+
+  /** Checks that what a device may only read is untouched in a buffer that a reset gave back; frees its memory. */
+  checkCancelled({ token, generation, segments }: Exposed): void {
+    for (const { address, length, writable } of segments) {
+      for (let i = 0; i < CELL; i++) {
+        const found = this.#bytes[this.#at(address + i)];
+        const expected = i < length
+          ? offered(generation, address, i)
+          : UNTOUCHED;
+        if ((i < length && writable) || found === expected) continue;
+        throw new Violation(
+          "readable-untouched",
+          `buffer ${token}: byte ${i} of a segment of ${length} is ${found}, expected ${expected}`,
+        );
       }
       this.#cells.unshift(address);
     }

@@ -1,0 +1,206 @@
+/**
+ * What the two sides do with buffers, on the model and on what it judges at once.
+ *
+ * @module
+ */
+
+import type { QueueModel } from "./queue_model.ts";
+import type { QueueRig } from "./queue_rig.ts";
+import type { QueueRun, RestoreWay } from "./queue_steps.ts";
+import { expectSame, Violation } from "./violation.ts";
+
+/** A model and what it judges, with the script so far in words. */
+export type QueueWorld = {
+  rig: QueueRig;
+  run: QueueRun;
+  lines: string[];
+  /** The one invariant that is looked at closely; null for a glance at each. */
+  focus: string | null;
+  /** The device is replaced after each step. */
+  always: RestoreWay | null;
+};
+
+/** What an `add()` without effect comes to. */
+export const NO_ROOM = "no room";
+
+/** The driver adds a buffer of segments of these lengths. */
+export function add(
+  readable: readonly number[],
+  writable: readonly number[],
+  model: QueueModel,
+  { rig, run }: QueueWorld,
+): string {
+  const lengths = [...readable, ...writable];
+  const slots = model.slotsFor(lengths.length);
+  const cells = rig.takeCells(lengths.length);
+  if (cells === undefined) return NO_ROOM;
+  const segments = lengths.map((length, i) => ({
+    address: cells[i]!,
+    length,
+    writable: i >= readable.length,
+  }));
+  const writableBytes = writable.reduce((sum, length) => sum + length, 0);
+  const buffer = {
+    generation: model.nextGeneration(),
+    segments,
+    slots,
+    writableBytes,
+    written: 0,
+    touched: 0,
+    overtaken: false,
+  };
+  const token = rig.add(buffer);
+  if (token === -1) {
+    rig.returnCells(cells);
+    if (slots <= model.free) {
+      throw new Violation(
+        "progress",
+        `add() has no room for ${slots} of ${model.free} free descriptors`,
+      );
+    }
+    return NO_ROOM;
+  }
+  if (slots > model.free) {
+    throw new Violation(
+      "exactly-once",
+      `add() took ${slots} of ${model.free} free descriptors`,
+    );
+  }
+  if (model.setup.format === "packed") {
+    rig.spoilIds(model.published + model.places(model.staged), slots);
+  }
+  model.add({ token, ...buffer });
+  if (model.isIndirect(lengths.length)) run.indirect = true;
+  return `buffer ${token}`;
+}
+
+/** The device fetches up to `count` buffers. */
+export function fetch(
+  count: number,
+  model: QueueModel,
+  { rig }: QueueWorld,
+): string {
+  const tokens: number[] = [];
+  while (tokens.length < count) {
+    const token = rig.fetch();
+    const expected = model.next;
+    if (token !== (expected?.token ?? -1)) {
+      throw new Violation(
+        token < 0
+          ? "progress"
+          : model.isNext(token)
+          ? "fetch-order"
+          : "exactly-once",
+        `pop() gave ${token < 0 ? "nothing" : `buffer ${token}`}, expected ${
+          expected === undefined ? "nothing" : `buffer ${expected.token}`
+        }`,
+      );
+    }
+    if (expected === undefined) break;
+    model.fetch();
+    rig.checkFetched(expected);
+    tokens.push(token);
+  }
+  return names(tokens);
+}
+
+/** The device gives up to `count` buffers back to the ring, the last fetched one first. */
+export function unpop(
+  count: number,
+  model: QueueModel,
+  { rig }: QueueWorld,
+): string {
+  const tokens: number[] = [];
+  while (tokens.length < count) {
+    const last = model.lastFetched;
+    if (last === undefined) break;
+    rig.unpop(last.token);
+    model.unpop(rig.restored);
+    tokens.push(last.token);
+  }
+  return names(tokens);
+}
+
+/** The device completes one of the fetched buffers. */
+export function complete(
+  index: number,
+  written: number,
+  model: QueueModel,
+  { rig }: QueueWorld,
+): number {
+  const buffer = model.fetched[index]!;
+  // 0 is nothing and 1 all; in between it depends on the number alone.
+  const room = buffer.writableBytes;
+  const bytes = written === 0 ? 0 : room - (written - 1) % (room + 1);
+  rig.complete(buffer, bytes);
+  model.complete(index, bytes);
+  return buffer.token;
+}
+
+/** The device publishes what it has completed. */
+export function publishUsed(model: QueueModel, { rig }: QueueWorld): void {
+  const news = model.completed.length > 0;
+  const said = rig.device.publish();
+  model.publishUsed();
+  expectSame("progress", "device.publish()", said, news);
+}
+
+/** The driver takes up to `count` used buffers back. */
+export function reclaim(
+  count: number,
+  model: QueueModel,
+  { rig, run }: QueueWorld,
+): string {
+  const tokens: number[] = [];
+  while (tokens.length < count) {
+    const token = rig.driver.reclaim();
+    const expected = model.used[0];
+    if (token !== (expected?.token ?? -1)) {
+      const early = model.used.some((buffer) => buffer.token === token);
+      throw new Violation(
+        early ? "use-order" : "exactly-once",
+        `reclaim() gave ${
+          token < 0 ? "nothing" : `buffer ${token}`
+        }, expected ${
+          expected === undefined ? "nothing" : `buffer ${expected.token}`
+        }`,
+      );
+    }
+    if (expected === undefined) break;
+    expectSame(
+      "used-length",
+      `usedLength of buffer ${token}`,
+      rig.driver.usedLength,
+      expected.written,
+    );
+    rig.checkReclaimed(expected);
+    if (model.setup.inOrder && model.oldest !== expected) {
+      throw new Violation(
+        "use-order",
+        `buffer ${token} came back before buffer ${model.oldest?.token}, which was made available before it`,
+      );
+    }
+    model.reclaim();
+    run.buffers++;
+    tokens.push(token);
+  }
+  return names(tokens);
+}
+
+/** The device has to part with its buffers: they are given back where that is possible, and used where not. */
+export function giveBack(model: QueueModel, world: QueueWorld): void {
+  if (model.completed.length > 0) publishUsed(model, world);
+  unpop(Infinity, model, world);
+  if (model.fetched.length === 0 && model.canRewind) return;
+  if (model.waiting.length > 0) fetch(model.waiting.length, model, world);
+  while (model.fetched.length > 0) complete(0, 1, model, world);
+  publishUsed(model, world);
+}
+
+/** Tokens in words. */
+export function names(tokens: readonly number[]): string {
+  if (tokens.length === 0) return "nothing";
+  const shown = tokens.slice(0, 8).join(", ");
+  const more = tokens.length > 8 ? `, ... (${tokens.length})` : "";
+  return `buffer ${shown}${more}`;
+}

@@ -57,6 +57,8 @@ export type VsockDriverOptions = {
   bufAlloc?: number;
   /** Milliseconds of a steady clock. `performance.now` unless told. */
   now?: () => number;
+  /** VIRTIO_VSOCK_F_SEQPACKET was negotiated. False unless told. */
+  seqpackets?: boolean;
   /** `poll()` throws what `violations` collects. True unless told. */
   strict?: boolean;
 };

@@ -1,4 +1,5 @@
 import { ByteRing } from "./byte_ring.ts";
+import { type GuestMessage, GuestMessages } from "./guest_messages.ts";
 import type { ReceiveBuffers } from "./receive_buffers.ts";
 import {
   OP_CREDIT_REQUEST,
@@ -13,6 +14,8 @@ import {
   SHUTDOWN_BOTH,
   SHUTDOWN_RCV,
   SHUTDOWN_SEND,
+  TYPE_SEQPACKET,
+  TYPE_STREAM,
 } from "./vsock_header.ts";
 
 /** Free space announced to the device below which reading sends a CREDIT_UPDATE, as Linux has it. */
@@ -59,7 +62,10 @@ export interface ConnectionPort {
     bytes: Uint8Array,
     from: number,
     length: number,
+    flags: number,
   ): boolean;
+  /** Calls `sendRest` of the connection when there may be room again. */
+  sendLater(connection: GuestConnection): void;
   /** The connection is `closed`. */
   connectionClosed(connection: GuestConnection): void;
   /** The device broke a rule. */
@@ -67,11 +73,14 @@ export interface ConnectionPort {
 }
 
 /**
- * A guest's end of one stream, with the credit and the states of Linux's vsock.
+ * A guest's end of one connection, with the credit and the states of Linux's vsock.
  *
- * It is made by its driver. `send` and `read` never wait: they take what there is room or data for.
+ * It is made by its driver. `send` and `read` of a stream never wait: they take what there is room or
+ * data for. A seqpacket connection has `sendMessage` and `readMessage` instead.
  */
 export class GuestConnection {
+  /** Socket type: {@link TYPE_STREAM} or {@link TYPE_SEQPACKET}. */
+  readonly type: number;
   /** The guest's own port. */
   readonly localPort: number;
   /** CID of the other end: 2 for the host. */
@@ -111,6 +120,7 @@ export class GuestConnection {
 
   readonly #port: ConnectionPort;
   readonly #received: ByteRing;
+  readonly #messages: GuestMessages | null;
 
   /** Made by `VsockDriver`. */
   constructor(
@@ -120,14 +130,19 @@ export class GuestConnection {
     peerPort: number,
     bufAlloc: number,
     state: "connecting" | "connected",
+    type: number = TYPE_STREAM,
   ) {
     this.#port = port;
+    this.type = type;
     this.localPort = localPort;
     this.peerCid = peerCid;
     this.peerPort = peerPort;
     this.bufAlloc = bufAlloc;
     this.state = state;
     this.#received = new ByteRing(bufAlloc);
+    this.#messages = type === TYPE_SEQPACKET
+      ? new GuestMessages(this.#received)
+      : null;
   }
 
   /** Bytes that wait to be read. */
@@ -135,9 +150,19 @@ export class GuestConnection {
     return this.#received.length;
   }
 
+  /** Whole messages that wait to be read. */
+  get messages(): number {
+    return this.#messages?.count ?? 0;
+  }
+
+  /** True while a message is being sent: what there was no room for goes out by itself. */
+  get sending(): boolean {
+    return this.#messages !== null && this.#messages.rest !== null;
+  }
+
   /** True when nothing waits and nothing will come any more. */
   get atEnd(): boolean {
-    return this.#received.length === 0 &&
+    return (this.#messages?.count ?? this.#received.length) === 0 &&
       (this.state === "closed" || this.state === "closing" ||
         (this.peerShutdown & SHUTDOWN_SEND) !== 0);
   }
@@ -158,8 +183,13 @@ export class GuestConnection {
   /**
    * Sends as many of `bytes` as credit and queue have room for and returns how many; 0 where the
    * direction is over or the connection not yet established.
+   *
+   * @throws {TypeError} on a seqpacket connection.
    */
   send(bytes: Uint8Array): number {
+    if (this.#messages !== null) {
+      throw new TypeError("Cannot send bytes: it is a seqpacket connection");
+    }
     if (this.state !== "connected" || this.sendEnded) return 0;
     const port = this.#port;
     const end = bytes.length;
@@ -170,7 +200,7 @@ export class GuestConnection {
       if (length > credit) length = credit;
       if (length === 0) break;
       this.txCnt = (this.txCnt + length) >>> 0;
-      if (!port.sendPayload(this, bytes, done, length)) {
+      if (!port.sendPayload(this, bytes, done, length, 0)) {
         this.txCnt = (this.txCnt - length) >>> 0;
         break;
       }
@@ -182,23 +212,102 @@ export class GuestConnection {
   /**
    * Moves received bytes into `target`, returns how many, and tells the device of the room where
    * less than {@link CREDIT_UPDATE_THRESHOLD_BYTES} of it are known there.
+   *
+   * @throws {TypeError} on a seqpacket connection.
    */
   read(target: Uint8Array): number {
-    const count = this.#received.read(target);
-    if (count === 0) return 0;
-    this.fwdCnt = (this.fwdCnt + count) >>> 0;
-    if (this.state !== "connected") return count;
-    if (
-      this.peerShutdown === SHUTDOWN_BOTH && this.#received.length === 0
-    ) {
-      this.#finish("shutdown", true);
-      return count;
+    if (this.#messages !== null) {
+      throw new TypeError("Cannot read bytes: it is a seqpacket connection");
     }
+    const count = this.#received.read(target);
+    if (count === 0 || this.#wasRead(count)) return count;
     const told = this.bufAlloc - ((this.fwdCnt - this.lastFwdCnt) >>> 0);
     if (told < CREDIT_UPDATE_THRESHOLD_BYTES) {
       this.#port.sendControl(this, OP_CREDIT_UPDATE, 0);
     }
     return count;
+  }
+
+  /** Counts bytes that were read; true where the device is not to hear of them. */
+  #wasRead(count: number): boolean {
+    this.fwdCnt = (this.fwdCnt + count) >>> 0;
+    if (this.state !== "connected") return true;
+    if (this.peerShutdown !== SHUTDOWN_BOTH || this.#received.length > 0) {
+      return false;
+    }
+    this.#finish("shutdown", true);
+    return true;
+  }
+
+  /**
+   * Sends a copy of `bytes` as one message, of 0 bytes or more, which may end a record: what there is room
+   * for now, the rest by itself, in packets of which only the last says that it ends the message. False,
+   * with nothing sent, where another one is being sent, the direction is over or the connection not yet
+   * established.
+   *
+   * @throws {RangeError} when it is longer than the device's buffer or this end's own, as Linux has it
+   * (EMSGSIZE).
+   * @throws {TypeError} on a stream.
+   */
+  sendMessage(bytes: Uint8Array, endOfRecord = false): boolean {
+    const messages = this.#needMessages("send");
+    if (this.state !== "connected" || this.sendEnded) return false;
+    if (messages.rest !== null) return false;
+    const most = Math.min(this.peerBufAlloc, this.bufAlloc);
+    if (bytes.length > most) {
+      throw new RangeError(
+        `Cannot send a message of ${bytes.length} bytes: there is room for ${most}`,
+      );
+    }
+    messages.begin(bytes, endOfRecord);
+    this.sendRest();
+    return true;
+  }
+
+  /** Sends what is left of a message as far as there is room; true where it sent something. */
+  sendRest(): boolean {
+    const messages = this.#messages;
+    if (messages === null || messages.rest === null) return false;
+    if (this.state !== "connected" || this.sendEnded) {
+      messages.rest = null;
+      return false;
+    }
+    const port = this.#port;
+    let any = false;
+    while (messages.rest !== null) {
+      const rest: Uint8Array = messages.rest;
+      const length = Math.min(rest.length, port.maxPayload, this.credit);
+      const last = length === rest.length;
+      if (length === 0 && !last) break;
+      const flags = last ? messages.restFlags : 0;
+      this.txCnt = (this.txCnt + length) >>> 0;
+      if (!port.sendPayload(this, rest, 0, length, flags)) {
+        this.txCnt = (this.txCnt - length) >>> 0;
+        break;
+      }
+      messages.sent(length);
+      any = true;
+    }
+    if (messages.rest !== null) port.sendLater(this);
+    return any;
+  }
+
+  /**
+   * Takes the next whole message, or null where there is none, and tells the device of the room.
+   *
+   * @throws {TypeError} on a stream.
+   */
+  readMessage(): GuestMessage | null {
+    const message = this.#needMessages("read").take();
+    if (message !== null && !this.#wasRead(message.bytes.length)) {
+      this.#port.sendControl(this, OP_CREDIT_UPDATE, 0);
+    }
+    return message;
+  }
+
+  #needMessages(action: string): GuestMessages {
+    if (this.#messages !== null) return this.#messages;
+    throw new TypeError(`Cannot ${action} a message: it is a stream`);
   }
 
   /** Sends a CREDIT_UPDATE whether it is due or not. */
@@ -215,7 +324,10 @@ export class GuestConnection {
     }
   }
 
-  /** Ends directions as `shutdown(2)` does: {@link SHUTDOWN_RCV}, {@link SHUTDOWN_SEND} or both. */
+  /**
+   * Ends directions as `shutdown(2)` does: {@link SHUTDOWN_RCV}, {@link SHUTDOWN_SEND} or both. What is
+   * left of a message is not sent any more.
+   */
   shutdown(flags: number): void {
     if (this.state !== "connected") return;
     this.localShutdown |= flags & SHUTDOWN_BOTH;
@@ -283,6 +395,10 @@ export class GuestConnection {
       case OP_SHUTDOWN:
         this.peerShutdown |= header.flags & SHUTDOWN_BOTH;
         if (
+          (header.flags & SHUTDOWN_SEND) !== 0 &&
+          this.#messages !== null && this.#messages.partial > 0
+        ) this.#violation("SHUTDOWN(SEND) in the middle of a message");
+        if (
           this.peerShutdown === SHUTDOWN_BOTH && this.#received.length === 0
         ) {
           this.#finish("shutdown", true);
@@ -334,6 +450,8 @@ export class GuestConnection {
       return;
     }
     from.copyPayload(buffer, length, this.#received);
+    const problem = this.#messages?.received(length, header.flags) ?? null;
+    if (problem !== null) this.#violation(problem);
   }
 
   #finish(reason: GuestCloseReason, reset: boolean): void {

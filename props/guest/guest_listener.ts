@@ -6,12 +6,15 @@ export class GuestListener {
   readonly port: number;
   /** Connections that may wait for `accept()`; one more is refused by RST. */
   readonly backlog: number;
+  /** Socket type of its connections. */
+  readonly type: number;
   readonly #waiting: GuestConnection[] = [];
   readonly #close: () => void;
 
   /** Made by {@link VsockDriver.listen}. */
-  constructor(port: number, backlog: number, close: () => void) {
+  constructor(port: number, backlog: number, type: number, close: () => void) {
     this.port = port;
+    this.type = type;
     this.backlog = backlog;
     this.#close = close;
   }

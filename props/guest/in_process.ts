@@ -8,7 +8,10 @@ import {
   VIRTIO_CONFIG_S_FEATURES_OK,
   VirtioDevice,
 } from "../../device/virtio_device.ts";
-import { VIRTIO_VSOCK_F_STREAM } from "../../device/vsock/virtio_vsock.ts";
+import {
+  VIRTIO_VSOCK_F_SEQPACKET,
+  VIRTIO_VSOCK_F_STREAM,
+} from "../../device/vsock/virtio_vsock.ts";
 import { GuestMemory } from "../../ring/memory.ts";
 import type {
   DeviceQueue,
@@ -45,6 +48,8 @@ export type InProcessOptions = {
   queueSize?: number;
   /** Accept VIRTIO_F_EVENT_IDX. True unless told. */
   eventIdx?: boolean;
+  /** Accept VIRTIO_VSOCK_F_SEQPACKET. True unless told. */
+  seqpackets?: boolean;
   /** Descriptors in each indirect table; 0 does without VIRTIO_F_INDIRECT_DESC. 20 unless told. */
   indirectEntries?: number;
   /** Use the event queue. True unless told. */
@@ -56,13 +61,14 @@ export type InProcessOptions = {
   /** Options of the vsock driver that are not given by the wiring. */
   driver?: Omit<
     VsockDriverOptions,
-    "rx" | "tx" | "event" | "arena" | "readCid" | "kick"
+    "rx" | "tx" | "event" | "arena" | "readCid" | "kick" | "seqpackets"
   >;
 };
 
 /** What the guest can do; other bits are not accepted, whatever they mean (virtio 1.4, 2.2.1). */
 const KNOWN_FEATURES = [
   VIRTIO_VSOCK_F_STREAM,
+  VIRTIO_VSOCK_F_SEQPACKET,
   VIRTIO_F_INDIRECT_DESC,
   VIRTIO_F_EVENT_IDX,
   VIRTIO_F_VERSION_1,
@@ -125,6 +131,7 @@ export class InProcessGuest {
       ring = "split",
       queueSize = 256,
       eventIdx = true,
+      seqpackets = true,
       indirectEntries = 20,
       eventQueue = true,
       memoryBytes = 48 * 1024 * 1024,
@@ -147,6 +154,7 @@ export class InProcessGuest {
     const without = (bit: number) => features &= ~featureMask(bit);
     if (ring === "split") without(VIRTIO_F_RING_PACKED);
     if (!eventIdx) without(VIRTIO_F_EVENT_IDX);
+    if (!seqpackets) without(VIRTIO_VSOCK_F_SEQPACKET);
     if (indirectEntries === 0) without(VIRTIO_F_INDIRECT_DESC);
     this.#features = features;
     const indirect = indirectEntries > 0;
@@ -170,6 +178,7 @@ export class InProcessGuest {
     this.#enable();
     this.driver = new VsockDriver({
       ...options.driver,
+      seqpackets: (features & featureMask(VIRTIO_VSOCK_F_SEQPACKET)) !== 0n,
       rx: rx!,
       tx: tx!,
       event: event ?? null,

@@ -287,7 +287,7 @@ Deno.test("InProcessGuest suppresses notifications", () => {
 
 Deno.test("InProcessGuest accepts the features that it knows, whatever else is offered", () => {
   class Newer extends VsockDevice {
-    override readonly features: bigint = 1n | 1n << 1n | 1n << 20n | 1n << 99n;
+    override readonly features: bigint = 1n | 1n << 2n | 1n << 20n | 1n << 99n;
   }
   const host = new LoopbackHost({ schedule: (work) => guest.schedule(work) });
   const vsock = new Newer({ guestCid: 7, host });

@@ -24,6 +24,7 @@ export {
   GuestConnection,
   type GuestConnectionState,
 } from "./guest_connection.ts";
+export type { GuestMessage } from "./guest_messages.ts";
 export { GuestListener } from "./guest_listener.ts";
 export {
   InProcessGuest,
@@ -64,9 +65,12 @@ export {
   opName,
   type PacketFields,
   PacketHeader,
+  SEQ_EOM,
+  SEQ_EOR,
   SHUTDOWN_BOTH,
   SHUTDOWN_RCV,
   SHUTDOWN_SEND,
+  TYPE_SEQPACKET,
   TYPE_STREAM,
 } from "./vsock_header.ts";
 export type { MemoryRegionDescription } from "../../device/vhost_user/message.ts";

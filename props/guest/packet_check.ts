@@ -6,18 +6,22 @@ import {
   OP_SHUTDOWN,
   opName,
   type PacketHeader,
+  SEQ_EOM,
+  SEQ_EOR,
   SHUTDOWN_BOTH,
+  TYPE_SEQPACKET,
   TYPE_STREAM,
 } from "./vsock_header.ts";
 
 /**
  * Checks what every packet of a device must be and names each broken rule (virtio 1.4, 5.10.6); false
- * where the packet cannot be used any further.
+ * where the packet cannot be used any further. `seqpackets` says that they were negotiated.
  */
 export function checkPacket(
   header: PacketHeader,
   usedLength: number,
   guestCid: number,
+  seqpackets: boolean,
   violation: (text: string) => void,
 ): boolean {
   if (header.blank) {
@@ -53,11 +57,14 @@ export function checkPacket(
     violation(`${name} from CID ${source}, which nobody can have`);
     return false;
   }
-  const known = op === OP_SHUTDOWN ? SHUTDOWN_BOTH : 0;
+  const messages = header.type === TYPE_SEQPACKET && seqpackets;
+  let known = 0;
+  if (op === OP_SHUTDOWN) known = SHUTDOWN_BOTH;
+  else if (op === OP_RW && messages) known = SEQ_EOM | SEQ_EOR;
   if ((header.flags & ~known) !== 0) {
     violation(`${name} with flags 0x${header.flags.toString(16)}`);
   }
-  if (header.type !== TYPE_STREAM) {
+  if (header.type !== TYPE_STREAM && !messages) {
     violation(`${name} of type ${header.type}`);
   }
   return true;

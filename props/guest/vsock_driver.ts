@@ -25,8 +25,10 @@ import {
   OP_RESPONSE,
   OP_RST,
   OP_RW,
+  opName,
   type PacketFields,
   PacketHeader,
+  TYPE_SEQPACKET,
   TYPE_STREAM,
 } from "./vsock_header.ts";
 
@@ -62,6 +64,7 @@ export class VsockDriver {
   readonly #readCid: () => number;
   readonly #now: () => number;
   readonly #strict: boolean;
+  readonly #seqpackets: boolean;
   readonly #bufAlloc: number;
   readonly #maxPayload: number;
   readonly #receiveBuffers: ReceiveBuffers;
@@ -75,6 +78,8 @@ export class VsockDriver {
   readonly #listeners: Map<number, GuestListener> = new Map();
   readonly #claimed: Set<number> = new Set();
   readonly #closed: ClosedTuples = new ClosedTuples();
+  // Connections with a message that is not all sent.
+  readonly #sending: Set<GuestConnection> = new Set();
   readonly #port: ConnectionPort;
   #guestCid: number;
   #claimAll = false;
@@ -92,6 +97,7 @@ export class VsockDriver {
     this.#readCid = options.readCid;
     this.#now = options.now ?? (() => performance.now());
     this.#strict = options.strict ?? true;
+    this.#seqpackets = options.seqpackets ?? false;
     this.#bufAlloc = options.bufAlloc ?? 256 * 1024;
     this.#maxPayload = options.maxPayload ?? 64 * 1024;
     const layout = options.rxLayout ?? RX_LAYOUT_LINUX_6;
@@ -112,8 +118,9 @@ export class VsockDriver {
       maxPayload: this.#maxPayload,
       now: this.#now,
       sendControl: (c, op, flags) => this.#sendControl(c, op, flags),
-      sendPayload: (c, bytes, from, length) =>
-        this.#sendPayload(c, bytes, from, length),
+      sendPayload: (c, bytes, from, length, flags) =>
+        this.#sendPayload(c, bytes, from, length, flags),
+      sendLater: (c) => this.#sending.add(c),
       connectionClosed: (c) => this.#forget(c),
       violation: this.#violation,
     };
@@ -166,12 +173,21 @@ export class VsockDriver {
   /**
    * Asks for a connection to `port`; the state says what became of it.
    *
-   * `cid` is 2 unless told, `localPort` a free one, and `timeoutMs` {@link CONNECT_TIMEOUT_MS}.
+   * `cid` is 2 unless told, `localPort` a free one, `timeoutMs` {@link CONNECT_TIMEOUT_MS}, and `type` a
+   * stream.
+   *
+   * @throws {TypeError} when the local port is connected there, or seqpackets were not negotiated.
    */
   connect(
     port: number,
-    options: { cid?: number; localPort?: number; timeoutMs?: number } = {},
+    options: {
+      cid?: number;
+      localPort?: number;
+      timeoutMs?: number;
+      type?: "stream" | "seqpacket";
+    } = {},
   ): GuestConnection {
+    const type = this.#typeOf(options.type ?? "stream");
     const cid = options.cid ?? CID_HOST;
     const localPort = options.localPort ?? this.#ephemeralPort(cid, port);
     if (this.#table.find(localPort, cid, port) !== null) {
@@ -186,6 +202,7 @@ export class VsockDriver {
       port,
       this.#bufAlloc,
       "connecting",
+      type,
     );
     connection.deadline = this.#now() +
       (options.timeoutMs ?? CONNECT_TIMEOUT_MS);
@@ -196,17 +213,24 @@ export class VsockDriver {
   }
 
   /**
-   * Accepts connections to `port`; up to `backlog`, 128 unless told, wait for `accept()`.
+   * Accepts connections to `port`; up to `backlog`, 128 unless told, wait for `accept()`. They are streams
+   * unless told.
    *
-   * @throws {TypeError} when somebody listens there.
+   * @throws {TypeError} when somebody listens there, or seqpackets were not negotiated.
    */
-  listen(port: number, backlog = 128): GuestListener {
+  listen(
+    port: number,
+    backlog = 128,
+    options: { type?: "stream" | "seqpacket" } = {},
+  ): GuestListener {
+    const type = this.#typeOf(options.type ?? "stream");
     if (this.#listeners.has(port)) {
       throw new TypeError(`Cannot listen: port ${port} is in use`);
     }
     const listener = new GuestListener(
       port,
       backlog,
+      type,
       () => this.#listeners.delete(port),
     );
     this.#listeners.set(port, listener);
@@ -284,6 +308,7 @@ export class VsockDriver {
       if (this.#takeReceived()) more = true;
       if (this.#takeEvents()) more = true;
       if (this.#sender.flush()) more = true;
+      if (this.#sendMessages()) more = true;
       this.#publish();
       let late = this.#tx.armInterrupts();
       if (!this.rxBlocked && this.#rx.armInterrupts()) late = true;
@@ -312,6 +337,25 @@ export class VsockDriver {
       // A connect is withdrawn silently; a close that is not confirmed ends by RST.
       connection.drop("timeout", connection.state === "closing");
     }
+  }
+
+  #typeOf(type: "stream" | "seqpacket"): number {
+    if (type === "stream") return TYPE_STREAM;
+    if (this.#seqpackets) return TYPE_SEQPACKET;
+    throw new TypeError(
+      "Cannot use a seqpacket socket: the device has not been told of them",
+    );
+  }
+
+  /** Goes on with messages that there was no room for; true where something was sent. */
+  #sendMessages(): boolean {
+    if (this.#sending.size === 0) return false;
+    let any = false;
+    for (const connection of [...this.#sending]) {
+      this.#sending.delete(connection);
+      if (connection.sendRest()) any = true;
+    }
+    return any;
   }
 
   // -- Queues --
@@ -402,18 +446,29 @@ export class VsockDriver {
       header,
       usedLength,
       this.#guestCid,
+      this.#seqpackets,
       this.#violation,
     );
     if (!usable) return;
     this.received[header.op]!++;
-    if (header.type !== TYPE_STREAM) {
-      // Whatever its ports, it belongs to no stream (5.10.6.4.1).
+    if (
+      header.type !== TYPE_STREAM &&
+      !(header.type === TYPE_SEQPACKET && this.#seqpackets)
+    ) {
+      // Whatever its ports, it belongs to no socket (5.10.6.4.1).
       if (header.op !== OP_RST) this.#sendReset(header);
       return;
     }
     const { dstPort, srcCid, srcPort } = header;
     const connection = this.#table.find(dstPort, srcCid, srcPort);
-    if (connection !== null) {
+    if (connection !== null && connection.type !== header.type) {
+      this.#violation(
+        `${
+          opName(header.op)
+        } of type ${header.type} on a connection of type ${connection.type}`,
+      );
+      if (header.op !== OP_RST) this.#sendReset(header);
+    } else if (connection !== null) {
       connection.receive(header, buffers, buffer);
     } else if (header.op === OP_REQUEST) {
       this.#receiveRequest(header);
@@ -427,7 +482,8 @@ export class VsockDriver {
     this.#closed.delete(dstPort, srcCid, srcPort);
     const listener = this.#listeners.get(dstPort);
     if (
-      listener === undefined || listener.waiting >= listener.backlog
+      listener === undefined || listener.type !== header.type ||
+      listener.waiting >= listener.backlog
     ) {
       this.#resetStranger(header);
       return;
@@ -439,6 +495,7 @@ export class VsockDriver {
       srcPort,
       this.#bufAlloc,
       "connected",
+      header.type,
     );
     connection.takeRequest(header);
     this.#table.insert(connection);
@@ -488,9 +545,11 @@ export class VsockDriver {
     bytes: Uint8Array,
     from: number,
     length: number,
+    flags: number,
   ): boolean {
     const out = this.#describe(connection);
     out.op = OP_RW;
+    out.flags = flags;
     out.len = length;
     if (!this.#sender.sendPayload(bytes, from, length)) return false;
     connection.lastFwdCnt = connection.fwdCnt;
@@ -501,7 +560,7 @@ export class VsockDriver {
   #describe(connection: GuestConnection): PacketHeader {
     const { localPort, peerCid, peerPort } = connection;
     const out = this.#address(localPort, peerCid, peerPort);
-    out.type = TYPE_STREAM;
+    out.type = connection.type;
     out.bufAlloc = connection.bufAlloc;
     out.fwdCnt = connection.fwdCnt;
     return out;

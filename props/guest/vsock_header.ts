@@ -13,6 +13,14 @@ export const CID_HOST = 2;
 /** Type: stream socket. */
 export const TYPE_STREAM = 1;
 
+/** Type: seqpacket socket. */
+export const TYPE_SEQPACKET = 2;
+
+/** Flag of a seqpacket's payload: end of a message. */
+export const SEQ_EOM = 1;
+/** Flag of a seqpacket's payload: end of a record, with the end of a message. */
+export const SEQ_EOR = 2;
+
 /** Operation: ask for a connection. */
 export const OP_REQUEST = 1;
 /** Operation: accept a connection. */

@@ -63,7 +63,7 @@ export type Finding = {
   /** What was seen. */
   message: string;
   /** The shrunk script, a line a step, and those in which it came to rest. */
-  lines: string[];
+  lines: readonly string[];
   /** The script; null where there is none, since a run came to no end or the property itself is broken. */
   script: AnyScript | null;
   /** Which batch of the campaign failed. */

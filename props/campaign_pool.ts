@@ -257,9 +257,7 @@ export class CampaignPool {
     } else {
       const { batch, seed } = job!;
       const { failure, tally } = news;
-      const finding = failure === null
-        ? null
-        : { ...failure, lines: [...failure.lines], batch, seed };
+      const finding = failure === null ? null : { ...failure, batch, seed };
       this.#finish(thread, { tally, finding });
     }
   }

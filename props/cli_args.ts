@@ -37,7 +37,7 @@ export class PropsUsageError extends Error {
   }
 }
 
-const DEFAULT_RUNS = 2000;
+const DEFAULT_RUNS = 500;
 /** Where no number of runs ends a campaign. */
 export const MAX_RUNS = 1_000_000_000;
 /** Where no time ends a campaign. */

@@ -13,7 +13,7 @@ Deno.test("parsePropsArgs() reads the command line", () => {
   const parse = (...words: string[]) => parsePropsArgs(words, NAMES);
   assertEquals(parse("--help"), "help");
   const defaults = {
-    runs: 2000,
+    runs: 500,
     seconds: 86400,
     seed: undefined,
     shard: { index: 0, of: 1 },

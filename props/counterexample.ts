@@ -19,6 +19,14 @@ export type KeptScript = {
   readonly script: AnyScript;
 };
 
+/** What a file tells besides its script. */
+export type CounterexampleNotes = {
+  /** Which bug it shows, in a sentence. */
+  readonly about?: string;
+  /** The planted bug on which it fails. */
+  readonly plant?: string;
+};
+
 /** What is wrong with a file, in a line. */
 export class KeptFileError extends Error {
   /** @param message What is wrong. */
@@ -66,7 +74,7 @@ export function isObject(value: unknown): value is Record<string, unknown> {
 /**
  * Text of a file that keeps a script, in the form that `deno fmt` gives it.
  *
- * @param about Which bug it shows, in a sentence.
+ * @param notes What is told besides.
  */
 export function encodeCounterexample(
   property: string,
@@ -75,12 +83,13 @@ export function encodeCounterexample(
     Finding,
     "invariant" | "message" | "lines"
   >,
-  about: string = "",
+  { about = "", plant }: CounterexampleNotes = {},
 ): string {
   const value = {
     kind: COUNTEREXAMPLE_KIND,
     version: VERSION,
     about,
+    ...plant === undefined ? {} : { plant },
     property,
     invariant,
     message,
@@ -97,12 +106,12 @@ export function encodeCounterexample(
  */
 export function decodeCounterexample(
   text: string,
-): KeptScript & { about: string } {
+): KeptScript & CounterexampleNotes {
   const value = parseJson(text);
   if (!isObject(value) || value.kind !== COUNTEREXAMPLE_KIND) {
     throw new KeptFileError("it is no counterexample");
   }
-  const { version, property, script, about } = value;
+  const { version, property, script, about, plant } = value;
   if (version !== VERSION) {
     throw new KeptFileError(`its version is ${JSON.stringify(version)}`);
   }
@@ -113,7 +122,11 @@ export function decodeCounterexample(
   if (typeof about !== "string") {
     throw new KeptFileError("it does not say what it is about");
   }
-  return { property, script, about };
+  if (plant === undefined) return { property, script, about };
+  if (typeof plant !== "string") {
+    throw new KeptFileError("it does not name its planted bug");
+  }
+  return { property, script, about, plant };
 }
 
 /**

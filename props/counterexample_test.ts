@@ -69,11 +69,21 @@ Deno.test("decodeToken() refuses what no failure has printed", () => {
 });
 
 Deno.test("encodeCounterexample() makes a file from which decodeCounterexample() makes the script", () => {
-  const text = encodeCounterexample("queue/split", SCRIPT, FINDING, "A bug.");
+  const text = encodeCounterexample("queue/split", SCRIPT, FINDING, {
+    about: "A bug.",
+    plant: "a-bug",
+  });
   assertEquals(decodeCounterexample(text), {
     property: "queue/split",
     script: SCRIPT,
     about: "A bug.",
+    plant: "a-bug",
+  });
+  const bare = encodeCounterexample("queue/split", SCRIPT, FINDING);
+  assertEquals(decodeCounterexample(bare), {
+    property: "queue/split",
+    script: SCRIPT,
+    about: "",
   });
 });
 
@@ -105,6 +115,7 @@ Deno.test("decodeCounterexample() refuses files that are none", () => {
       [spoiled({ version: 2 }), "version is 2"],
       [spoiled({ property: 1 }), "no property"],
       [spoiled({ about: undefined }), "about"],
+      [spoiled({ plant: 1 }), "planted bug"],
       [spoiled({ script: null }), "no script"],
       [spoiled({ script: { setup: {}, steps: [1] } }), "no script"],
       [spoiled({ script: { setup: {}, steps: [{}] } }), "no script"],

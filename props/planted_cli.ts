@@ -6,6 +6,7 @@
 
 // deno-lint-ignore-file no-console
 
+import { encodeCounterexample } from "./counterexample.ts";
 import { type Plant, PlantError, PLANTS } from "./planted.ts";
 import { isKilled, type PlantedResult, runPlant } from "./planted_bugs.ts";
 
@@ -20,35 +21,45 @@ const HELP =
 Usage: deno task props:planted [OPTIONS]
 
 Options:
-  --only NAME   One bug
+  --only NAME   One bug; may be given more than once
   --seconds S   Seconds for each; default: ${DEFAULT_SECONDS}
   --seed X      Seed of the scripts; default: ${SEED}
+  --keep PATH   Write the script that finds each to a file of that folder,
+                as props/regressions/ has them
   --help        Print this text
 
 Exit code 1 unless all are found.
 `;
 
-type Options = { plants: readonly Plant[]; seconds: number; seed: number };
+type Options = {
+  plants: readonly Plant[];
+  seconds: number;
+  seed: number;
+  keep: string | null;
+};
 
 function parse(words: readonly string[]): Options | string {
-  let plants = PLANTS;
+  const only = new Set<string>();
+  let keep: string | null = null;
   let seconds = DEFAULT_SECONDS;
   let seed = SEED;
   for (let i = 0; i < words.length; i += 2) {
     const [option, value] = words.slice(i, i + 2);
     const number = /^-?\d{1,9}$/.test(value ?? "") ? Number(value) : NaN;
     if (option === "--only") {
-      plants = PLANTS.filter(({ name }) => name === value);
-      if (plants.length === 0) {
+      if (!PLANTS.some(({ name }) => name === value)) {
         return `--only takes one of\n  ${
           PLANTS.map(({ name }) => name).join("\n  ")
         }`;
       }
-    } else if (option === "--seconds" && number >= 1) seconds = number;
+      only.add(value!);
+    } else if (option === "--keep" && value) keep = value;
+    else if (option === "--seconds" && number >= 1) seconds = number;
     else if (option === "--seed" && !Number.isNaN(number)) seed = number;
     else return `cannot take ${option} ${value ?? ""}`;
   }
-  return { plants, seconds, seed };
+  const plants = PLANTS.filter(({ name }) => only.size === 0 || only.has(name));
+  return { plants, seconds, seed, keep };
 }
 
 function line(result: PlantedResult): string {
@@ -68,6 +79,24 @@ function line(result: PlantedResult): string {
   } steps  ${invariant}${before}`;
 }
 
+/** Keeps the script that finds a bug, for those who plant it no more. */
+async function keepScript(
+  { plant: { name, who }, outcome }: PlantedResult,
+  folder: string,
+): Promise<void> {
+  if (typeof outcome === "string" || outcome.failure === null) return;
+  const { property, script } = outcome.failure;
+  const about = `Fails where the bug ${name} is planted, as ${who} had it.`;
+  await Deno.mkdir(folder, { recursive: true });
+  await Deno.writeTextFile(
+    `${folder}/${name}.json`,
+    encodeCounterexample(property, script, outcome.failure, {
+      about,
+      plant: name,
+    }),
+  );
+}
+
 async function main(words: readonly string[]): Promise<number> {
   if (words.includes("--help")) {
     console.log(HELP);
@@ -79,7 +108,7 @@ async function main(words: readonly string[]): Promise<number> {
     return 2;
   }
   const root = new URL("../", import.meta.url);
-  const { plants, seconds, seed } = options;
+  const { plants, seconds, seed, keep } = options;
   let next = 0;
   let found = 0;
   let longest = 0;
@@ -89,6 +118,7 @@ async function main(words: readonly string[]): Promise<number> {
       if (plant === undefined) return;
       const result = await runPlant(plant, root, seconds, seed);
       console.log(line(result));
+      if (keep !== null) await keepScript(result, keep);
       if (!isKilled(result)) continue;
       found++;
       const { outcome } = result;

@@ -9,6 +9,7 @@
 
 import { runCampaign } from "./campaign.ts";
 import { PROPERTIES } from "./properties.ts";
+import type { AnyScript } from "./queue_properties.ts";
 
 /** What was found. */
 export type PlantedFinding = {
@@ -23,6 +24,9 @@ export type PlantedFinding = {
     message: string;
     /** Steps of the shrunk script. */
     steps: number;
+    /** The script, and its steps in words. */
+    script: AnyScript;
+    lines: readonly string[];
     /** Buffers that went round before its first step. */
     start: number;
   };
@@ -51,6 +55,8 @@ function find(seconds: number, seed: number): PlantedFinding {
         invariant: failure.invariant,
         message: failure.message,
         steps: failure.script.steps.length,
+        script: failure.script,
+        lines: failure.lines,
         start: startOf(failure.script.setup),
       };
       break;

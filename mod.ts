@@ -7,7 +7,9 @@
 
 export {
   BufferList,
+  type BatchDeviceQueue,
   Chain,
+  ChainBatch,
   checkQueueState,
   decodeNotificationData,
   decodeQueueStateWords,

@@ -139,6 +139,11 @@ export class Chain {
     return done;
   }
 
+  /** Makes room for `segments` segments. */
+  reserve(segments: number): void {
+    while (this.region.length < segments) this.#grow();
+  }
+
   #grow(): void {
     const capacity = this.region.length * 2 || 4;
     const region = new Int32Array(capacity);

@@ -7,7 +7,9 @@
 export { RingError, type RingErrorCode } from "./errors.ts";
 export { GuestMemory, type GuestRegion, type MemoryRegion } from "./memory.ts";
 export { Chain } from "./chain.ts";
+export { ChainBatch } from "./chain_batch.ts";
 export {
+  type BatchDeviceQueue,
   BufferList,
   type DeviceQueue,
   type DriverQueue,

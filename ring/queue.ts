@@ -1,4 +1,5 @@
 import type { Chain } from "./chain.ts";
+import type { ChainBatch } from "./chain_batch.ts";
 import type { GuestMemory } from "./memory.ts";
 
 /** How a virtqueue is laid out in memory. */
@@ -156,6 +157,31 @@ export interface DeviceQueue {
    * @throws {RingError} `BAD_QUEUE_ADDRESS` when the ring is not inside it; the queue is unchanged.
    */
   rebind(memory: GuestMemory): void;
+}
+
+/**
+ * A device queue that also fetches and completes buffers many at a time, which costs less a buffer. Both ways may be
+ * mixed: what `popBatch()` fetched may be completed by `push()`, and the other way round.
+ */
+export interface BatchDeviceQueue extends DeviceQueue {
+  /**
+   * Fetches available buffers into `batch`, up to its capacity and up to `most`; how many, 0 where there are none.
+   *
+   * A malformed buffer comes with a fault and no segments, as by `pop()`. The work is bounded by the buffers that
+   * are asked for, each up to the size of the largest table.
+   *
+   * @throws {RingError} with `fatal` when the ring itself is broken. Buffers before that place are handed out
+   * first: then the next call throws.
+   */
+  popBatch(batch: ChainBatch, most?: number): number;
+
+  /**
+   * Stages the completion of all buffers in `batch`, each with `batch.written` bytes, in the order in which they
+   * were fetched, and leaves the batch empty.
+   *
+   * @throws {RangeError} as `push()` does; buffers before the one that is refused are staged.
+   */
+  pushBatch(batch: ChainBatch): void;
 }
 
 /** Segments of a buffer that a driver offers: reusable columns, readable ones first. */

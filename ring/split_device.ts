@@ -5,12 +5,13 @@ import {
   resolveSplit,
   type SplitTable,
 } from "./_split_resolve.ts";
-import type { Chain } from "./chain.ts";
+import { Chain } from "./chain.ts";
+import type { ChainBatch } from "./chain_batch.ts";
 import { RingError, type RingErrorCode } from "./errors.ts";
 import type { GuestMemory } from "./memory.ts";
 import { vringNeedEvent } from "./notify.ts";
 import type {
-  DeviceQueue,
+  BatchDeviceQueue,
   InFlightBuffer,
   QueueConfig,
   QueueState,
@@ -65,7 +66,7 @@ export function readUsedIdx(memory: GuestMemory, config: QueueConfig): number {
  * Everything that the device needs to know about itself is kept here and never read back from
  * memory, which the driver can write.
  */
-export class SplitDevice implements DeviceQueue {
+export class SplitDevice implements BatchDeviceQueue {
   /** A split queue. */
   readonly format: RingFormat = "split";
   /** Descriptors. */
@@ -125,6 +126,9 @@ export class SplitDevice implements DeviceQueue {
   #waiting = 0;
 
   #fault: RingError | null = null;
+
+  // For the buffers of a batch that need more than the usual.
+  #chain: Chain | null = null;
 
   /**
    * Takes a queue over at `config`, in its initial state or in a saved one.
@@ -205,6 +209,171 @@ export class SplitDevice implements DeviceQueue {
     this.#order[head] = this.#fetched++;
     this.#lastAvailIdx = (lastAvail + 1) & 0xffff;
     return true;
+  }
+
+  /** Fetches available buffers many at a time: see {@link BatchDeviceQueue.popBatch}. */
+  popBatch(batch: ChainBatch, most: number = batch.capacity): number {
+    batch.clear();
+    const room = most < batch.capacity ? most : batch.capacity;
+    while (batch.count < room) {
+      if (this.#waiting === 0) {
+        if (this.#lastAvailIdx === this.#availIdx && batch.count !== 0) break;
+        const available = (this.#availIdx - this.#lastAvailIdx) & 0xffff;
+        if (available === 0 && !this.#refill()) break;
+        this.#popRun(batch, room);
+        if (
+          batch.count === room || this.#lastAvailIdx === this.#availIdx
+        ) break;
+      }
+      // What the run stopped at, or a restored one.
+      const chain = this.#chain ??= new Chain(this.#memory);
+      if (batch.count === 0) {
+        if (!this.pop(chain)) break;
+      } else {
+        try {
+          this.pop(chain);
+        } catch {
+          // The ring is broken, and stays so: the next call says it.
+          break;
+        }
+      }
+      batch.append(chain);
+    }
+    return batch.count;
+  }
+
+  // Fetches buffers like #walk(), which it repeats with the columns of a batch: all locals are loaded once a
+  // batch (measured: 29 -> 19 ns a buffer with pushBatch()). Stops at the first one that asks for more.
+  #popRun(batch: ChainBatch, room: number): void {
+    let last = this.#lastAvailIdx;
+    let i = batch.count;
+    let end = i + ((this.#availIdx - last) & 0xffff);
+    if (end > room) end = room;
+    const size = this.size;
+    const mask = this.#mask;
+    const availRing = this.#availRing;
+    const limits = this.#limit;
+    const orders = this.#order;
+    const ring = this.#table;
+    const region = this.#region;
+    const windowHigh = this.#windowHigh;
+    const windowStart = this.#windowStart;
+    const windowEnd = this.#windowEnd;
+    const windowOffset = this.#windowOffset;
+    const tokens = batch.token;
+    const first = batch.first;
+    const firstWritable = batch.firstWritable;
+    const readableOf = batch.readableBytes;
+    const writableOf = batch.writableBytes;
+    const written = batch.written;
+    const regions = batch.region;
+    const offsets = batch.offset;
+    const lengths = batch.length;
+    const capacity = regions.length;
+    let fetched = this.#fetched;
+    let segment = first[i]!;
+    run: while (i < end) {
+      const head = availRing[2 + (last & mask)]!;
+      // Also a head beyond the table, which reads undefined.
+      if (limits[head] !== FREE) break;
+      const begin = segment;
+      let table = ring;
+      let base = 0;
+      let entries = size;
+      let index = head;
+      let readable = begin;
+      let readableBytes = 0;
+      let writableBytes = 0;
+      for (let more = true; more;) {
+        const at = base + index * 4;
+        const low = table[at]!;
+        const high = table[at + 1]!;
+        const length = table[at + 2]!;
+        const flags = table[at + 3]!;
+        if (
+          high !== windowHigh || low < windowStart ||
+          low > windowEnd - length || length === 0
+        ) {
+          break run;
+        }
+        const offset = low + windowOffset;
+        if ((flags & F_INDIRECT) !== 0) {
+          if (
+            table !== ring || segment !== begin || !this.#indirect ||
+            (flags & F_NEXT) !== 0 || (length & 15) !== 0 ||
+            length > this.#maxIndirect * 16 || (offset & 3) !== 0
+          ) {
+            break run;
+          }
+          table = this.#regionWords[region]!;
+          base = offset / 4;
+          entries = length >>> 4;
+          index = 0;
+          continue;
+        }
+        if (segment === capacity) break run;
+        if ((flags & F_WRITE) !== 0) {
+          writableBytes += length;
+        } else {
+          if (readable !== segment) break run;
+          readable++;
+          readableBytes += length;
+        }
+        regions[segment] = region;
+        offsets[segment] = offset;
+        lengths[segment] = length;
+        segment++;
+        more = (flags & F_NEXT) !== 0;
+        if (more) {
+          index = flags >>> 16;
+          if (index >= entries || segment - begin === entries) break run;
+        }
+      }
+      tokens[i] = head;
+      firstWritable[i] = readable;
+      readableOf[i] = readableBytes;
+      writableOf[i] = writableBytes;
+      written[i] = 0;
+      first[++i] = segment;
+      limits[head] = writableBytes;
+      orders[head] = fetched++;
+      last++;
+    }
+    batch.count = i;
+    batch.memory = this.#memory;
+    this.#lastAvailIdx = last & 0xffff;
+    this.#fetched = fetched;
+  }
+
+  /** Stages the completion of all buffers of a batch: see {@link BatchDeviceQueue.pushBatch}. */
+  pushBatch(batch: ChainBatch): void {
+    const count = batch.count;
+    const tokens = batch.token;
+    const written = batch.written;
+    if (this.#inOrder) {
+      for (let i = 0; i < count; i++) this.push(tokens[i]!, written[i]!);
+      return batch.clear();
+    }
+    const limits = this.#limit;
+    const usedRing = this.#usedEntries;
+    const mask = this.#mask;
+    let used = this.#nextUsedIdx;
+    for (let i = 0; i < count; i++) {
+      const token = tokens[i]!;
+      const length = written[i]!;
+      // A token beyond the table reads undefined.
+      if (!(length <= limits[token]!)) {
+        this.#nextUsedIdx = used & 0xffff;
+        this.#refusePush(token, length);
+      }
+      limits[token] = FREE;
+      const at = (used & mask) << 1;
+      usedRing[at] = token;
+      usedRing[at + 1] = length;
+      used++;
+    }
+    this.#nextUsedIdx = used & 0xffff;
+    batch.clear();
   }
 
   /**

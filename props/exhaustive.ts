@@ -4,19 +4,22 @@
  * @module
  */
 
-import { stepName, type WalkSetup } from "./exhaustive_model.ts";
+import { FORM_BYTES, stepName, type WalkSetup } from "./exhaustive_model.ts";
 import { openRing } from "./exhaustive_open.ts";
 import { WalkPair } from "./exhaustive_pair.ts";
+import { FormStore, Ways } from "./exhaustive_store.ts";
 import { Violation } from "./violation.ts";
 
 export type { WalkSetup } from "./exhaustive_model.ts";
 
-/** Where a walk ends though states are left. */
+/** How far a walk goes. */
 export type WalkLimits = {
-  /** States. */
+  /** States at which it ends though some are left. */
   readonly states: number;
-  /** Seconds. */
+  /** Seconds after which it ends. */
   readonly seconds: number;
+  /** In how many members of a class each step is taken; see {@link walk}. 1 unless told. */
+  readonly members?: number;
 };
 
 /** The shortest way to something that must not be. */
@@ -27,6 +30,11 @@ export type WalkFailure = {
   readonly message: string;
   /** What was done, one step a line, with what came of it; the walk's steps. */
   readonly script: string[];
+  /**
+   * Where in the ring the same steps, one after another and with nothing put in between, come to a violation, too;
+   * null where they come to one only with the names, places and dead words that the walk has drawn.
+   */
+  readonly plainly: string | null;
 };
 
 /** What a walk has found. */
@@ -47,8 +55,6 @@ export type WalkResult = {
   readonly failure: WalkFailure | null;
 };
 
-/** Words of a row in a set of forms. */
-const ROW = 5;
 /** How often a walk looks at the clock, in states. */
 const LOOK_STATES = 1024;
 
@@ -56,16 +62,14 @@ const LOOK_STATES = 1024;
  * Walks breadth first from the initial state of a pair to all that it can come to.
  *
  * A state is the ring's memory, what both sides keep privately and the model, in a canonical form that is said in
- * {@link SplitForm} and {@link PackedForm}. Each state is made of its canonical form before a step is taken from
- * it, so that what the form leaves out cannot matter unseen. After each step the invariants are checked. In the end
- * each state is followed to rest: both sides go on alone, by steps of the walk, each while it is awake, until all
- * has come back.
+ * {@link SplitForm} and {@link PackedForm}; it is a class of states that differ by names, by place in the ring,
+ * and by what nobody may read. Each state is made of its form before a step is taken from it, as a member of its
+ * class that a hash of the form draws. After each step all invariants are checked. In the end each state
+ * is followed to rest: both sides go on alone, by steps of the walk, each while it is awake, until all has come
+ * back.
  *
- * States are told apart by a hash of 128 bits of the form: with 10^8 states the chance that any two are taken for
- * one is below 10^-22.
- *
- * The one bound of the model: a side decides about a notification before more than `size + 1` buffers (split) or
- * descriptors (packed) were published without a decision, unless one publication alone has more.
+ * With `members` above 1 each step is taken in so many members of each class, which must all come to the same
+ * class: this checks that the members behave the same, which is what the walk rests on.
  *
  * `tell` is called now and then with the states and transitions so far and the depth.
  */
@@ -76,64 +80,69 @@ export async function walk(
 ): Promise<WalkResult> {
   const began = performance.now();
   const pair = new WalkPair(await openRing(), setup);
-  const first = Uint16Array.from(pair.save());
-  const seen = new FormSet();
+  const members = limits.members ?? 1;
+  const seen = new FormStore();
   const ways = new Ways();
   seen.add(pair.save());
   ways.push(0, 0);
+  const form = new Uint8Array(FORM_BYTES);
   const steps: number[] = [];
-  let level: Uint16Array[] = [first];
-  let levelStart = 0;
+  const after: number[] = [];
+  let levelEnd = 1;
   let transitions = 0;
   let depth = 0;
   let failure: WalkFailure | null = null;
   let stopped = false;
-  walking: while (true) {
-    const next: Uint16Array[] = [];
-    const nextStart = seen.count;
-    for (let i = 0; i < level.length; i++) {
-      const form = level[i]!;
-      const state = levelStart + i;
-      pair.load(form);
+  walking: for (let state = 0; state < seen.count; state++) {
+    if (state === levelEnd) {
+      depth++;
+      levelEnd = seen.count;
+    }
+    if (seen.count >= limits.states) stopped = true;
+    if (state % LOOK_STATES === 0) {
+      if (performance.now() - began > limits.seconds * 1000) stopped = true;
+      tell(seen.count, transitions, depth);
+    }
+    if (stopped) break;
+    const number = seen.read(state, form);
+    for (let member = 0; member < members; member++) {
+      const drawn = memberOf(number, member);
+      pair.load(form, drawn);
       pair.model.steps(steps);
       const rest = pair.model.restStep();
-      if (rest < 0) ways.setRest(state, REST);
-      for (const step of steps) {
-        pair.load(form);
+      if (rest < 0 && member === 0) ways.setRest(state, state);
+      for (let i = 0; i < steps.length; i++) {
+        const step = steps[i]!;
+        if (i > 0) pair.load(form, drawn);
         transitions++;
         try {
           pair.take(step);
-          const found = pair.save();
           const count = seen.count;
-          const index = seen.add(found);
-          if (step === rest) ways.setRest(state, index);
-          if (index < count) continue;
-          ways.push(state, step);
-          next.push(Uint16Array.from(found));
+          const index = seen.add(pair.save());
+          if (index === count) ways.push(state, step);
+          if (member === 0) {
+            after[i] = index;
+            if (step === rest) ways.setRest(state, index);
+          } else if (index !== after[i]) {
+            throw new Violation(
+              "members behave the same",
+              "the same step leads elsewhere with other names or at another place",
+            );
+          }
         } catch (error) {
           if (!(error instanceof Violation)) throw error;
-          const way = [...ways.to(state), step];
-          failure = explain(pair, first, way, error);
+          const path = ways.path(state);
+          failure = explain(pair, seen, ways, path, step, drawn, error);
           break walking;
         }
       }
-      if (seen.count >= limits.states) stopped = true;
-      if (i % LOOK_STATES === 0) {
-        if (performance.now() - began > limits.seconds * 1000) stopped = true;
-        tell(seen.count, transitions, depth);
-      }
-      if (stopped) break walking;
     }
-    if (next.length === 0) break;
-    level = next;
-    levelStart = nextStart;
-    depth++;
   }
   const settled = ways.settle();
   if (failure === null && settled.stuck >= 0) {
-    const way = ways.to(settled.stuck);
+    const path = ways.path(settled.stuck);
     const why = new Violation("quiescence", "both sides go on for ever");
-    failure = explain(pair, first, way, why);
+    failure = explain(pair, seen, ways, path, -1, 0, why);
   }
   return {
     setup,
@@ -147,176 +156,50 @@ export async function walk(
   };
 }
 
+function memberOf(number: number, member: number): number {
+  return (number + Math.imul(member, 0x9e3779b1)) >>> 0;
+}
+
+/** `last` is the step from the path's last state, or -1; `drawn` the member in which it was taken. */
 function explain(
   pair: WalkPair,
-  first: Uint16Array,
-  way: readonly number[],
+  seen: FormStore,
+  ways: Ways,
+  path: readonly number[],
+  last: number,
+  drawn: number,
   { invariant, message }: Violation,
 ): WalkFailure {
-  const script: string[] = [];
-  pair.load(first);
-  for (const step of way) {
-    let came: string;
+  const form = new Uint8Array(FORM_BYTES);
+  const steps = path.slice(1).map((state) => ways.stepTo(state));
+  if (last >= 0) steps.push(last);
+  const script = steps.map((step, i) => {
+    const number = seen.read(path[i]!, form);
+    pair.load(form, i + 1 < path.length ? number : drawn);
+    return said(pair, step);
+  });
+  seen.read(0, form);
+  const plainly = pair.places(steps.length).find(({ base, wrap }) => {
+    pair.loadPlain(form, base, wrap);
     try {
-      came = String(pair.take(step));
-      pair.load(Uint16Array.from(pair.save()));
+      for (const step of steps) {
+        pair.take(step);
+        pair.save();
+      }
+      return false;
     } catch (error) {
-      if (!(error instanceof Violation)) throw error;
-      came = "";
+      return error instanceof Violation;
     }
-    script.push(came === "" ? stepName(step) : `${stepName(step)}: ${came}`);
-  }
-  return { invariant, message, script };
+  });
+  return { invariant, message, script, plainly: plainly?.name ?? null };
 }
 
-/** In place of a next state: there is none, all has come back. */
-const REST = 0xffffffff;
-/** The next state is not known, since the walk ended before. */
-const OPEN = 0xfffffffe;
-/** Comes to rest. */
-const SETTLED = 0xfffffffd;
-
-/** By state: the state before it with the step from there, and the state after it on the way to rest. */
-class Ways {
-  #parents: Uint32Array = new Uint32Array(1 << 12);
-  #steps: Uint8Array = new Uint8Array(1 << 12);
-  #rests: Uint32Array = new Uint32Array(1 << 12);
-  #count = 0;
-
-  push(parent: number, step: number): void {
-    const count = this.#count;
-    if (count === this.#parents.length) {
-      const parents = new Uint32Array(count * 2);
-      const steps = new Uint8Array(count * 2);
-      const rests = new Uint32Array(count * 2);
-      parents.set(this.#parents);
-      steps.set(this.#steps);
-      rests.set(this.#rests);
-      this.#parents = parents;
-      this.#steps = steps;
-      this.#rests = rests;
-    }
-    this.#parents[count] = parent;
-    this.#steps[count] = step;
-    this.#rests[count] = OPEN;
-    this.#count = count + 1;
+function said(pair: WalkPair, step: number): string {
+  try {
+    const came = String(pair.take(step));
+    return came === "" ? stepName(step) : `${stepName(step)}: ${came}`;
+  } catch (error) {
+    if (!(error instanceof Violation)) throw error;
+    return stepName(step);
   }
-
-  setRest(state: number, next: number): void {
-    this.#rests[state] = next;
-  }
-
-  to(state: number): number[] {
-    const way: number[] = [];
-    for (let at = state; at !== 0; at = this.#parents[at]!) {
-      way.push(this.#steps[at]!);
-    }
-    return way.reverse();
-  }
-
-  /** Follows each state to rest: how many get there, and the first of those that go round for ever, or -1. */
-  settle(): { count: number; stuck: number } {
-    const rests = this.#rests;
-    let count = 0;
-    const path: number[] = [];
-    for (let state = 0; state < this.#count; state++) {
-      path.length = 0;
-      let at = state;
-      // As long as there are states; one more would mean that one came twice.
-      while (at < SETTLED && path.length <= this.#count) {
-        path.push(at);
-        at = rests[at]!;
-      }
-      if (at < SETTLED) return { count, stuck: state };
-      const end = at === OPEN ? OPEN : SETTLED;
-      for (const passed of path) rests[passed] = end;
-      if (end === SETTLED) count++;
-    }
-    return { count, stuck: -1 };
-  }
-}
-
-/** Hashes of forms, four words each, with the number of the form, by open addressing. */
-class FormSet {
-  /** Forms in it. */
-  count = 0;
-  #table: Uint32Array = new Uint32Array(ROW << 12);
-  #mask = (1 << 12) - 1;
-  readonly #hash: Uint32Array = new Uint32Array(ROW);
-
-  /** The number of a form: `count` before the call where it is new. */
-  add(form: readonly number[]): number {
-    hash(form, this.#hash);
-    this.#hash[4] = this.count;
-    const index = this.#place(this.#hash, 0);
-    if (index === this.count) {
-      this.count++;
-      if (this.count * 2 > this.#mask) this.#grow();
-    }
-    return index;
-  }
-
-  #place(from: Uint32Array, at: number): number {
-    const table = this.#table;
-    const a = from[at]!;
-    const b = from[at + 1]!;
-    const c = from[at + 2]!;
-    const d = from[at + 3]!;
-    for (let slot = a & this.#mask;; slot = (slot + 1) & this.#mask) {
-      const row = slot * ROW;
-      // The fourth word is never 0 in a row that is taken.
-      if (table[row + 3] === 0) {
-        table[row] = a;
-        table[row + 1] = b;
-        table[row + 2] = c;
-        table[row + 3] = d;
-        table[row + 4] = from[at + 4]!;
-        return from[at + 4]!;
-      }
-      if (
-        table[row] === a && table[row + 1] === b && table[row + 2] === c &&
-        table[row + 3] === d
-      ) return table[row + 4]!;
-    }
-  }
-
-  #grow(): void {
-    const old = this.#table;
-    this.#table = new Uint32Array(old.length * 2);
-    this.#mask = this.#table.length / ROW - 1;
-    for (let row = 0; row < old.length; row += ROW) {
-      if (old[row + 3] !== 0) this.#place(old, row);
-    }
-  }
-}
-
-// Four lanes that take each word in with a multiplier of their own, mixed at the end.
-function hash(form: readonly number[], into: Uint32Array): void {
-  let a = 0x9e3779b9 ^ form.length;
-  let b = 0x85ebca6b;
-  let c = 0xc2b2ae35;
-  let d = 0x27d4eb2f;
-  for (let i = 0; i < form.length; i++) {
-    const word = form[i]!;
-    a = Math.imul(a ^ word, 0x01000193);
-    a ^= a >>> 15;
-    b = Math.imul(b + word, 0x5bd1e995);
-    b ^= b >>> 13;
-    c = Math.imul(c ^ (word + a), 0x1b873593);
-    c ^= c >>> 16;
-    d = Math.imul(d + (word ^ b), 0xcc9e2d51);
-    d ^= d >>> 14;
-  }
-  into[0] = mix(a ^ Math.imul(d, 3));
-  into[1] = mix(b + a);
-  into[2] = mix(c ^ b);
-  into[3] = mix(d + c) | 1;
-}
-
-function mix(word: number): number {
-  word ^= word >>> 16;
-  word = Math.imul(word, 0x85ebca6b);
-  word ^= word >>> 13;
-  word = Math.imul(word, 0xc2b2ae35);
-  return word ^ word >>> 16;
 }

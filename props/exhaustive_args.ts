@@ -7,19 +7,19 @@
 import { PropsUsageError } from "./cli_args.ts";
 import type { WalkLimits, WalkSetup } from "./exhaustive.ts";
 
-/** What the command line asks for. */
-export type WalkArgs = {
-  /** The walks, in the order in which they are taken. */
-  readonly walks: WalkSetup[];
-  /** Where each one ends at the latest. */
+/** One walk that the command line asks for. */
+export type Walk = {
+  readonly setup: WalkSetup;
+  /** Where it ends at the latest, and in how many members each step is taken. */
   readonly limits: WalkLimits;
 };
 
 /** Sizes of the walks. */
 const SIZES = { split: [1, 2, 4], packed: [1, 2, 3, 4] } as const;
-/** Up to this size the notifications of both sides are interleaved in one walk. */
-const WHOLE_SIZE = 2;
-const MAX_STATES = 60_000_000;
+/** Members of a class in which each step is taken, by size. */
+const MEMBERS: readonly number[] = [1, 8, 8, 4, 2];
+const MAX_MEMBERS = 10_000;
+const MAX_STATES = 50_000_000;
 const MAX_SECONDS = 86_400;
 
 /** The text of `--help`. */
@@ -35,12 +35,16 @@ Options:
   } (packed); default: all
   --chains N      Most descriptors of a buffer, 1 or 2; default: both
   --event-idx B   on or off; default: both
-  --start S       zero, or wrap: all states just before the 16-bit indices wrap
-                  (split), or begin at the ring's last descriptor (packed);
-                  default: both
+  --start S       zero, or wrap: in each state what is in flight lies around the
+                  wrap of the 16-bit indices (split) or over the end of the
+                  ring (packed); default: both
   --notify N      Notifications that are interleaved freely: both, kicks,
-                  interrupts, none; default: both up to size ${WHOLE_SIZE}, else none,
-                  kicks and interrupts, each in a walk of its own
+                  interrupts, none; default: both
+  --members N     In how many states that differ by names, place in the ring and
+                  dead words each step is taken; they must agree; default:
+                  ${MEMBERS[1]} up to size 2, ${MEMBERS[3]} for size 3, ${
+    MEMBERS[4]
+  } for size 4
   --shard I/N     Every Nth of the walks from the Ith on, counted from 0
   --max-states N  End a walk at so many states; default and most: ${MAX_STATES}
   --seconds S     End a walk after so long; default: as long as it takes
@@ -53,10 +57,10 @@ A walk that a limit has ended says so: its frontier is not emptied.
 /**
  * Reads the command line.
  *
- * @returns What it asks for, or `"help"`.
+ * @returns The walks, in the order in which they are taken, or `"help"`.
  * @throws {PropsUsageError} If it cannot be obeyed.
  */
-export function parseWalkArgs(args: readonly string[]): WalkArgs | "help" {
+export function parseWalkArgs(args: readonly string[]): Walk[] | "help" {
   const words = [...args];
   const given = new Map<string, string>();
   while (words.length > 0) {
@@ -85,10 +89,9 @@ export function parseWalkArgs(args: readonly string[]): WalkArgs | "help" {
     }
     return parsed;
   };
-  const limits = {
-    states: number("--max-states", MAX_STATES),
-    seconds: number("--seconds", MAX_SECONDS),
-  };
+  const states = number("--max-states", MAX_STATES);
+  const seconds = number("--seconds", MAX_SECONDS);
+  const members = given.has("--members") ? number("--members", MAX_MEMBERS) : 0;
   const pick = <T extends string | number>(
     name: string,
     from: readonly T[],
@@ -104,12 +107,9 @@ export function parseWalkArgs(args: readonly string[]): WalkArgs | "help" {
     }
     return [found];
   };
-  const walks: WalkSetup[] = [];
+  const walks: Walk[] = [];
   const sizes = pick("--size", [1, 2, 3, 4]);
   for (const size of sizes) {
-    const whole = size <= WHOLE_SIZE
-      ? ["both"]
-      : ["none", "kicks", "interrupts"];
     for (const format of pick("--format", ["split", "packed"] as const)) {
       if (!(SIZES[format] as readonly number[]).includes(size)) continue;
       for (const chains of pick("--chains", [1, 2] as const)) {
@@ -119,17 +119,24 @@ export function parseWalkArgs(args: readonly string[]): WalkArgs | "help" {
           for (const start of pick("--start", ["zero", "wrap"] as const)) {
             const notifies = pick(
               "--notify",
-              ["both", "kicks", "interrupts", "none"],
-              whole,
+              ["both", "kicks", "interrupts", "none"] as const,
+              ["both"],
             );
             for (const notify of notifies) {
               walks.push({
-                format,
-                size,
-                chains,
-                eventIdx: event === "on",
-                start,
-                notify: notify as WalkSetup["notify"],
+                setup: {
+                  format,
+                  size,
+                  chains,
+                  eventIdx: event === "on",
+                  start,
+                  notify,
+                },
+                limits: {
+                  states,
+                  seconds,
+                  members: members === 0 ? MEMBERS[size]! : members,
+                },
               });
             }
           }
@@ -141,7 +148,7 @@ export function parseWalkArgs(args: readonly string[]): WalkArgs | "help" {
     throw new PropsUsageError("no walk is left by these options");
   }
   const [part, parts] = shard(given.get("--shard") ?? "0/1");
-  return { walks: walks.filter((_, i) => i % parts === part), limits };
+  return walks.filter((_, i) => i % parts === part);
 }
 
 const OPTIONS: readonly string[] = [
@@ -151,6 +158,7 @@ const OPTIONS: readonly string[] = [
   "--event-idx",
   "--start",
   "--notify",
+  "--members",
   "--shard",
   "--max-states",
   "--seconds",

@@ -11,8 +11,11 @@ export type WalkSetup = {
   /** VIRTIO_F_EVENT_IDX. */
   readonly eventIdx: boolean;
   /**
-   * Index at which the reclaimed end of the ring lies in each state. Split: 0, or `size` before the wrap of the
-   * 16-bit indices. Packed: where the walk begins, 0 or the ring's last descriptor.
+   * Where in the ring the reclaimed end lies in each state.
+   *
+   * `zero`: split: any index from 0 to `size - 1`; packed: descriptor 0, in either lap. `wrap`: split: one of the last
+   * `size` indices before 2^16, so that the wrap lies before, among or behind all that is in flight; packed: any
+   * other descriptor, so that what is in flight goes over the end of the ring.
    */
   readonly start: "zero" | "wrap";
   /**
@@ -22,7 +25,7 @@ export type WalkSetup = {
   readonly notify: "both" | "kicks" | "interrupts" | "none";
 };
 
-/** One step of a side, at the grain of the queue contract; `push` is `PUSH` and the token. */
+/** One step of a side, at the grain of the queue contract; `push` is `PUSH` and a place among the fetched. */
 export const ADD = 0;
 /** A buffer of two descriptors. */
 export const ADD_TWO = 1;
@@ -50,7 +53,7 @@ export const DISARM_KICKS = 11;
 export const CARRY = 12;
 /** Save with the fetches taken back where that is possible. */
 export const REWIND = 13;
-/** Complete the buffer of token 0; those of the others follow. */
+/** Complete the buffer that was fetched first of those in flight; the others follow. */
 export const PUSH = 14;
 
 const NAMES = [
@@ -72,12 +75,55 @@ const NAMES = [
 
 /** What a step is called in a script. */
 export function stepName(step: number): string {
-  return NAMES[step] ?? `device.push(${step - PUSH})`;
+  return NAMES[step] ?? `device.push(number ${step - PUSH + 1} of the fetched)`;
 }
 
-/** Bytes that the device says it wrote: none for some, and different ones for chains of 1 and 2. */
-export function writtenBytes(token: number, kind: number): number {
-  return kind === 2 ? token + 3 : (token & 1) === 0 ? 0 : token + 1;
+/** Bytes of a form. */
+export const FORM_BYTES = 16;
+
+/** Writes a form, byte by byte. */
+export class FormWriter {
+  /** The form; 0 behind what was put. */
+  readonly bytes: Uint8Array = new Uint8Array(FORM_BYTES);
+  /** Bytes that were put. */
+  length = 0;
+
+  /** Begins anew. */
+  begin(): this {
+    this.bytes.fill(0);
+    this.length = 0;
+    return this;
+  }
+
+  /**
+   * Puts a byte.
+   *
+   * @throws {RangeError} when it is none, or there is no room.
+   */
+  put(byte: number): void {
+    if (byte < 0 || byte > 0xff || this.length === FORM_BYTES) {
+      throw new RangeError(`Cannot put ${byte} at ${this.length} of a form`);
+    }
+    this.bytes[this.length++] = byte;
+  }
+}
+
+/** Reads a form from its beginning. */
+export class FormReader {
+  #bytes: Uint8Array = new Uint8Array(FORM_BYTES);
+  #at = 0;
+
+  /** Begins with another form. */
+  begin(bytes: Uint8Array): this {
+    this.#bytes = bytes;
+    this.#at = 0;
+    return this;
+  }
+
+  /** The next byte. */
+  next(): number {
+    return this.#bytes[this.#at++]!;
+  }
 }
 
 /**
@@ -90,25 +136,40 @@ export class WalkModel {
   /** By token: descriptors of its buffer, 0 where it is free. */
   readonly kind: Uint8Array;
   /** Added, not published. */
-  staged: number[] = [];
+  readonly staged: number[] = [];
   /** To be popped. */
-  pending: number[] = [];
+  readonly pending: number[] = [];
   /** Popped and not pushed. */
-  fetched: number[] = [];
+  readonly fetched: number[] = [];
   /** Pushed, not published. */
-  done: number[] = [];
+  readonly done: number[] = [];
   /** To be reclaimed. */
-  used: number[] = [];
+  readonly used: number[] = [];
   /** How many at the front of `pending` a saved state has brought back. */
   again = 0;
+  /**
+   * Whose the ring is from where the device has used to where it has fetched: tokens by entry of the available
+   * ring (split) or by descriptor (packed). -1 where nobody has a reason to look: the buffer was used, or the
+   * used descriptor of another one lies over the beginning of its own.
+   */
+  readonly window: number[] = [];
+  /**
+   * By token: bytes that the device says it wrote: none for one kind of buffer, which differs by the walk's start, else
+   * a number of the token's own.
+   */
+  readonly written: Uint8Array;
+  /** By token in flight: 1 where its descriptors or its entry are in `window`. */
+  readonly intact: Uint8Array;
+  /** By token in flight: 1 where its segments come from a saved state. */
+  readonly kept: Uint8Array;
   /** The device sleeps until it is kicked. */
   deviceAsleep = false;
   /** The driver sleeps until it is interrupted. */
   driverAsleep = false;
-  /** Published since the last kick decision: buffers (split) or descriptors (packed). */
-  unkicked = 0;
-  /** Published since the last interrupt decision. */
-  untold = 0;
+  /** Something was published since the last kick decision. */
+  unkicked = false;
+  /** Something was published since the last interrupt decision. */
+  untold = false;
   /** The device was restored and has made no interrupt decision. */
   fresh = false;
   readonly #size: number;
@@ -116,6 +177,8 @@ export class WalkModel {
   readonly #chains: number;
   readonly #kicks: boolean;
   readonly #interrupts: boolean;
+  // The kind whose buffers come back with no bytes written.
+  readonly #empty: number;
 
   /** @param setup What is walked. */
   constructor(setup: WalkSetup) {
@@ -124,55 +187,63 @@ export class WalkModel {
     this.#chains = setup.chains;
     this.#kicks = setup.notify === "both" || setup.notify === "kicks";
     this.#interrupts = setup.notify === "both" || setup.notify === "interrupts";
+    this.#empty = setup.start === "zero" ? 2 : 1;
     this.kind = new Uint8Array(setup.size);
+    this.written = new Uint8Array(setup.size);
+    this.intact = new Uint8Array(setup.size);
+    this.kept = new Uint8Array(setup.size);
   }
 
   /** Descriptors of the buffers of `tokens`. */
   slots(tokens: readonly number[]): number {
     let sum = 0;
-    for (const token of tokens) sum += this.kind[token]!;
+    for (let i = 0; i < tokens.length; i++) sum += this.kind[tokens[i]!]!;
     return sum;
   }
 
   /** Descriptors that are with no buffer. */
   get free(): number {
     let free = this.#size;
-    for (const kind of this.kind) free -= kind;
+    for (let i = 0; i < this.#size; i++) free -= this.kind[i]!;
     return free;
   }
 
-  /** What the bookkeeping of notifications counts. */
-  units(tokens: readonly number[]): number {
-    return this.#packed ? this.slots(tokens) : tokens.length;
+  /** Buffers that the device has to push: fetched ones, and those that a state has brought back. */
+  get inFlight(): number {
+    return this.fetched.length + this.again;
+  }
+
+  /** One of them, in the order of the first fetch. */
+  inFlightAt(place: number): number {
+    const fetched = this.fetched.length;
+    return place < fetched
+      ? this.fetched[place]!
+      : this.pending[place - fetched]!;
   }
 
   /**
    * The steps that may come next; which lead nowhere new is found out by taking them.
    *
-   * A side may do anything at any time, also when it could sleep. The one bound: it decides about a
-   * notification before more than `size + 1` units were published without a decision.
+   * A side may do anything at any time, also when it could sleep; it may put a decision off as long as it likes.
    */
   steps(into: number[]): void {
     into.length = 0;
     const { free } = this;
     if (free >= 1) into.push(ADD);
     if (this.#chains === 2 && free >= 2) into.push(ADD_TWO);
-    const most = this.#size + 1;
-    const staged = this.units(this.staged);
-    if (
-      staged > 0 && (this.unkicked === 0 || this.unkicked + staged <= most)
-    ) into.push(PUBLISH);
-    if (this.unkicked > 0) into.push(NEEDS_KICK);
+    if (this.staged.length > 0) into.push(PUBLISH);
+    if (this.unkicked) into.push(NEEDS_KICK);
     into.push(RECLAIM, POP);
     if (this.#interrupts) into.push(ARM_INTERRUPTS, DISARM_INTERRUPTS);
-    for (const token of this.fetched) into.push(PUSH + token);
-    const done = this.units(this.done);
-    if (done > 0 && (this.untold === 0 || this.untold + done <= most)) {
-      into.push(PUBLISH_USED);
-    }
-    if (this.untold > 0 || this.fresh) into.push(NEEDS_INTERRUPT);
+    for (let i = 0; i < this.fetched.length; i++) into.push(PUSH + i);
+    if (this.done.length > 0) into.push(PUBLISH_USED);
+    if (this.untold || this.fresh) into.push(NEEDS_INTERRUPT);
     if (this.#kicks) into.push(ARM_KICKS, DISARM_KICKS);
-    if (this.done.length === 0) into.push(CARRY, REWIND);
+    if (this.done.length === 0) {
+      into.push(CARRY);
+      // Without buffers in flight the two are one.
+      if (this.inFlight > 0) into.push(REWIND);
+    }
   }
 
   /**
@@ -180,14 +251,14 @@ export class WalkModel {
    * -1 then, or where a side that would be needed sleeps.
    */
   restStep(): number {
-    if (this.unkicked > 0) return NEEDS_KICK;
+    if (this.unkicked) return NEEDS_KICK;
     if (this.staged.length > 0) return PUBLISH;
-    if (this.untold > 0 || this.fresh) return NEEDS_INTERRUPT;
+    if (this.untold || this.fresh) return NEEDS_INTERRUPT;
     if (!this.deviceAsleep) {
       if (this.pending.length > 0) return POP;
       if (this.#kicks) return ARM_KICKS;
     }
-    if (this.fetched.length > 0) return PUSH + this.fetched[0]!;
+    if (this.fetched.length > 0) return PUSH;
     if (this.done.length > 0) return PUBLISH_USED;
     if (!this.driverAsleep) {
       if (this.used.length > 0) return RECLAIM;
@@ -214,44 +285,100 @@ export class WalkModel {
         `add() returned ${token}, which is not free`,
       );
     }
-    this.kind[token] = kind;
+    this.#setKind(token, kind);
+    this.intact[token] = 0;
+    this.kept[token] = 0;
     this.staged.push(token);
+  }
+
+  #setKind(token: number, kind: number): void {
+    this.kind[token] = kind;
+    this.written[token] = kind === this.#empty ? 0 : token + kind;
   }
 
   /** The driver has published. */
   published(): void {
-    this.unkicked += this.units(this.staged);
-    this.pending.push(...this.staged);
-    this.staged = [];
+    this.unkicked = true;
+    move(this.staged, this.pending);
+  }
+
+  /** The device has fetched what is to be fetched next. */
+  popped(): void {
+    const token = this.pending.shift()!;
+    this.fetched.push(token);
+    if (this.again > 0) {
+      this.again--;
+      return;
+    }
+    this.intact[token] = 1;
+    const slots = this.#packed ? this.kind[token]! : 1;
+    for (let i = 0; i < slots; i++) this.window.push(token);
+  }
+
+  /** A fetched buffer was completed. */
+  pushed(token: number): void {
+    this.fetched.splice(this.fetched.indexOf(token), 1);
+    this.done.push(token);
+    this.#forget(token);
+    if (!this.#packed) return;
+    // Its used descriptor is written where the window begins, and counts for as many.
+    for (let left = this.kind[token]!; left > 0; left--) {
+      const over = this.window.shift()!;
+      if (over >= 0) this.#forget(over);
+    }
+  }
+
+  #forget(token: number): void {
+    const { window } = this;
+    this.intact[token] = 0;
+    for (let i = 0; i < window.length; i++) {
+      if (window[i] === token) window[i] = -1;
+    }
   }
 
   /** The device has published. */
   usedPublished(): void {
-    if (!this.fresh) this.untold += this.units(this.done);
-    this.used.push(...this.done);
-    this.done = [];
+    if (!this.fresh) this.untold = true;
+    if (!this.#packed) this.window.splice(0, this.done.length);
+    move(this.done, this.used);
+  }
+
+  /** A buffer was taken back. */
+  reclaimed(): void {
+    this.kind[this.used.shift()!] = 0;
   }
 
   /** Another device goes on. */
-  restored(): void {
-    this.again += this.fetched.length;
-    this.pending.unshift(...this.fetched);
-    this.fetched = [];
+  restored(rewound: boolean): void {
+    const { fetched, pending } = this;
+    this.again += fetched.length;
+    pending.unshift(...fetched);
+    fetched.length = 0;
+    for (let i = 0; i < this.again; i++) this.kept[pending[i]!] = 1;
+    if (rewound) {
+      // They come from the ring again, and are no debt of a state any more.
+      for (let i = 0; i < this.again; i++) {
+        this.kept[pending[i]!] = 0;
+        this.intact[pending[i]!] = 0;
+      }
+      this.again = 0;
+      this.window.length = 0;
+    }
     this.deviceAsleep = false;
     this.fresh = true;
-    this.untold = 0;
+    this.untold = false;
   }
 
   /** Checks that no side sleeps while there is work that it will never be told of. */
   checkAwake(): void {
-    if (this.deviceAsleep && this.pending.length > 0 && this.unkicked === 0) {
+    if (this.deviceAsleep && this.pending.length > 0 && !this.unkicked) {
       throw new Violation(
         "no wake-up is lost",
         `the device sleeps with ${this.pending.length} buffers available and no kick is to come`,
       );
     }
     if (
-      this.driverAsleep && this.used.length > 0 && this.untold === 0 &&
+      this.driverAsleep && this.used.length > 0 && !this.untold &&
       !this.fresh
     ) {
       throw new Violation(
@@ -261,69 +388,112 @@ export class WalkModel {
     }
   }
 
-  /** Appends everything to `out`. */
-  save(out: number[]): void {
-    for (const kind of this.kind) out.push(kind);
-    for (
-      const list of [
-        this.staged,
-        this.pending,
-        this.fetched,
-        this.done,
-        this.used,
-      ]
-    ) {
-      out.push(list.length);
-      for (const token of list) out.push(token);
-    }
-    out.push(
-      this.again,
-      this.unkicked,
-      this.untold,
-      (this.deviceAsleep ? 1 : 0) | (this.driverAsleep ? 2 : 0) |
-        (this.fresh ? 4 : 0),
+  /** Puts everything but the tokens. */
+  save(out: FormWriter): void {
+    const { kind } = this;
+    putKinds(out, this.used, kind);
+    putKinds(out, this.done, kind);
+    putKinds(out, this.fetched, kind);
+    putKinds(out, this.pending, kind);
+    putKinds(out, this.staged, kind);
+    out.put(
+      this.again << 5 | (this.deviceAsleep ? 1 : 0) |
+        (this.driverAsleep ? 2 : 0) | (this.fresh ? 4 : 0) |
+        (this.unkicked ? 8 : 0) | (this.untold ? 16 : 0),
     );
+    const { window } = this;
+    let bits = 0;
+    for (let i = 0; i < window.length; i++) {
+      if (window[i]! >= 0) bits |= 1 << i;
+    }
+    out.put(bits);
+    bits = 0;
+    const inFlight = this.inFlight;
+    for (let i = 0; i < inFlight; i++) {
+      const token = this.inFlightAt(i);
+      bits |= (this.kept[token]! | this.intact[token]! << 1) << 2 * i;
+    }
+    out.put(bits);
   }
 
-  /** Takes everything back. */
-  load(from: Cursor): void {
-    for (let i = 0; i < this.kind.length; i++) this.kind[i] = from.next();
-    this.staged = from.list();
-    this.pending = from.list();
-    this.fetched = from.list();
-    this.done = from.list();
-    this.used = from.list();
-    this.again = from.next();
-    this.unkicked = from.next();
-    this.untold = from.next();
+  /**
+   * Takes everything back, with other tokens: those of `names`, in the order in which the buffers go through
+   * the lists, from `used` to `staged`. A split ring's buffer takes as many names as it has descriptors.
+   */
+  load(from: FormReader, names: Uint8Array): void {
+    this.kind.fill(0);
+    this.intact.fill(0);
+    this.kept.fill(0);
+    let rank = this.#takeKinds(from, this.used, names, 0);
+    rank = this.#takeKinds(from, this.done, names, rank);
+    rank = this.#takeKinds(from, this.fetched, names, rank);
+    rank = this.#takeKinds(from, this.pending, names, rank);
+    this.#takeKinds(from, this.staged, names, rank);
     const flags = from.next();
+    this.again = flags >>> 5;
     this.deviceAsleep = (flags & 1) !== 0;
     this.driverAsleep = (flags & 2) !== 0;
     this.fresh = (flags & 4) !== 0;
+    this.unkicked = (flags & 8) !== 0;
+    this.untold = (flags & 16) !== 0;
+    const live = from.next();
+    const of = from.next();
+    const inFlight = this.inFlight;
+    let length = this.#packed ? 0 : this.done.length;
+    for (let i = 0; i < inFlight; i++) {
+      const token = this.inFlightAt(i);
+      this.kept[token] = of >>> 2 * i & 1;
+      this.intact[token] = of >>> 2 * i + 1 & 1;
+      length += this.#packed ? this.kind[token]! : 1;
+    }
+    const { window } = this;
+    window.length = 0;
+    let place = 0;
+    while (window.length < length) {
+      if ((live >>> window.length & 1) === 0) {
+        window.push(-1);
+        continue;
+      }
+      while (this.intact[this.inFlightAt(place)] === 0) place++;
+      const token = this.inFlightAt(place++);
+      const slots = this.#packed ? this.kind[token]! : 1;
+      for (let i = 0; i < slots; i++) window.push(token);
+    }
+  }
+
+  #takeKinds(
+    from: FormReader,
+    list: number[],
+    names: Uint8Array,
+    rank: number,
+  ): number {
+    const kinds = from.next();
+    list.length = 0;
+    for (let left = 30 - Math.clz32(kinds); left >= 0; left--) {
+      const token = names[rank]!;
+      const kind = 1 + (kinds >>> left & 1);
+      this.#setKind(token, kind);
+      list.push(token);
+      rank += this.#packed ? 1 : kind;
+    }
+    return rank;
   }
 }
 
-/** Reads a canonical form from its beginning. */
-export class Cursor {
-  #form: Uint16Array = new Uint16Array(0);
-  #at = 0;
+function move(from: number[], to: number[]): void {
+  for (let i = 0; i < from.length; i++) to.push(from[i]!);
+  from.length = 0;
+}
 
-  /** Begins with another form. */
-  begin(form: Uint16Array): this {
-    this.#form = form;
-    this.#at = 0;
-    return this;
+// A 1, and behind it a bit for each buffer: whether it has two descriptors.
+function putKinds(
+  out: FormWriter,
+  list: readonly number[],
+  kind: Uint8Array,
+): void {
+  let kinds = 1;
+  for (let i = 0; i < list.length; i++) {
+    kinds = kinds << 1 | kind[list[i]!]! - 1;
   }
-
-  /** The next word. */
-  next(): number {
-    return this.#form[this.#at++]!;
-  }
-
-  /** A list with its length before it. */
-  list(): number[] {
-    const list: number[] = [];
-    for (let n = this.next(); n > 0; n--) list.push(this.next());
-    return list;
-  }
+  out.put(kinds);
 }

@@ -7,15 +7,17 @@ import type {
   QueueConfig,
   QueueState,
 } from "../ring/queue.ts";
+import { draw, type Member, newMember, plain } from "./exhaustive_draw.ts";
 import {
   ADD,
   ADD_TWO,
   ARM_INTERRUPTS,
   ARM_KICKS,
   CARRY,
-  Cursor,
   DISARM_INTERRUPTS,
   DISARM_KICKS,
+  FormReader,
+  FormWriter,
   NEEDS_INTERRUPT,
   NEEDS_KICK,
   POP,
@@ -26,7 +28,6 @@ import {
   REWIND,
   WalkModel,
   type WalkSetup,
-  writtenBytes,
 } from "./exhaustive_model.ts";
 import {
   checkFields,
@@ -38,7 +39,7 @@ import {
 } from "./exhaustive_open.ts";
 import { PackedForm } from "./exhaustive_packed.ts";
 import { SplitForm } from "./exhaustive_split.ts";
-import { expectSame, Violation } from "./violation.ts";
+import { expectIs, expectSame, Violation } from "./violation.ts";
 
 const RING = 0x1000;
 const DRIVER_AREA = 0x2000;
@@ -63,6 +64,18 @@ type Sides =
     device: DeviceQueue & PackedDeviceFields;
   };
 
+// The fields of a side that are data of its own: no views of the ring, and nothing that stays.
+function changing(side: object): [string, unknown][] {
+  return Object.entries(side).filter(([, value]) =>
+    !(value instanceof Object) || value instanceof Map || isOwn(value) ||
+    (Array.isArray(value) && !value.some(ArrayBuffer.isView))
+  ).map(([name, value]) => [name, value instanceof Map ? [...value] : value]);
+}
+
+function isOwn(value: object): boolean {
+  return ArrayBuffer.isView(value) && value.buffer.byteLength < BYTES;
+}
+
 /** A driver and a device over a ring, with the model that judges them: one state of the walk. */
 export class WalkPair {
   /** What was asked for; the steps that may come next. */
@@ -75,13 +88,15 @@ export class WalkPair {
   readonly #chain: Chain;
   // By token: a buffer of one segment and one of two.
   readonly #lists: BufferList[][] = [];
-  readonly #scratch: number[] = [];
-  readonly #cursor: Cursor = new Cursor();
+  readonly #writer: FormWriter = new FormWriter();
+  readonly #reader: FormReader = new FormReader();
+  readonly #member: Member;
 
   /** Sets a pair up in its first state. */
   constructor(ring: OpenRing, setup: WalkSetup) {
-    const { format, size, eventIdx, start } = setup;
+    const { format, size, eventIdx, chains } = setup;
     this.#setup = setup;
+    this.#member = newMember(size);
     this.#ring = ring;
     this.model = new WalkModel(setup);
     this.#memory = new ring.GuestMemory([
@@ -96,26 +111,6 @@ export class WalkPair {
     };
     const memory = this.#memory;
     const config = this.#config;
-    if (format === "split") {
-      const base = start === "wrap" ? 0x10000 - size : 0;
-      this.#sides = {
-        format,
-        form: new SplitForm(memory, config, base),
-        driver: new ring.SplitDriver(memory, config),
-        device: new ring.SplitDevice(memory, config),
-      };
-      checkFields("SplitDriver", this.#sides.driver);
-      checkFields("SplitDevice", this.#sides.device);
-    } else {
-      this.#sides = {
-        format,
-        form: new PackedForm(memory, config),
-        driver: new ring.PackedDriver(memory, config),
-        device: new ring.PackedDevice(memory, config),
-      };
-      checkFields("PackedDriver", this.#sides.driver);
-      checkFields("PackedDevice", this.#sides.device);
-    }
     this.#chain = new ring.Chain(memory);
     for (let token = 0; token < size; token++) {
       const at = DATA + token * CELL;
@@ -125,53 +120,109 @@ export class WalkPair {
           .addWritable(at + CELL / 2, SEGMENT),
       ]);
     }
-    if (format === "packed" && start === "wrap") {
-      const steps = [ADD, PUBLISH, NEEDS_KICK, POP, PUSH, PUBLISH_USED];
-      for (let i = 0; i < size - 1; i++) {
-        for (const step of steps) this.take(step);
-        this.take(NEEDS_INTERRUPT);
-        this.take(RECLAIM);
-      }
+    if (format === "split") {
+      this.#sides = {
+        format,
+        form: new SplitForm(memory, config, this.#lists),
+        driver: new ring.SplitDriver(memory, config),
+        device: new ring.SplitDevice(memory, config),
+      };
+      checkFields("SplitDriver", this.#sides.driver);
+      checkFields("SplitDevice", this.#sides.device);
+    } else {
+      this.#sides = {
+        format,
+        form: new PackedForm(memory, config, this.#lists, chains),
+        driver: new ring.PackedDriver(memory, config),
+        device: new ring.PackedDevice(memory, config),
+      };
+      checkFields("PackedDriver", this.#sides.driver);
+      checkFields("PackedDevice", this.#sides.device);
     }
   }
 
-  /** The canonical form of the state, as 16-bit words in an array that the next call fills again. */
-  save(): readonly number[] {
-    const out = this.#scratch;
-    out.length = 0;
-    this.model.save(out);
+  /**
+   * Checks the state and gives its form, in an array that the next call fills again.
+   *
+   * @throws {Violation} where an invariant does not hold.
+   */
+  save(): Uint8Array {
+    const { model } = this;
     const sides = this.#sides;
+    const out = this.#writer.begin();
+    this.#check();
+    model.save(out);
     if (sides.format === "split") {
-      sides.form.save(out, this.model, sides.driver, sides.device);
-    } else sides.form.save(out, this.model, sides.driver, sides.device);
-    return out;
+      sides.form.save(out, model, sides.driver, sides.device);
+    } else sides.form.save(out, model, sides.driver, sides.device);
+    return out.bytes;
   }
 
-  /** Makes a state of its canonical form. */
-  load(form: Uint16Array): void {
-    const from = this.#cursor.begin(form);
-    this.model.load(from);
+  /** All that the ring's memory, both sides and the model hold, as a text: equal for equal states. */
+  raw(): string {
+    const { driver, device } = this.#sides;
+    const areas = [RING, DRIVER_AREA, DEVICE_AREA]
+      .map((area) => this.#memory.bytes(area, 64).join());
+    return JSON.stringify([areas, changing(driver), changing(device), {
+      ...this.model,
+    }]);
+  }
+
+  /** Makes a state of its form: the member of that number. */
+  load(form: Uint8Array, number: number): void {
+    draw(this.#member, this.#setup, number);
+    this.#load(form);
+  }
+
+  /** Makes the member of a form that has tidy names and begins at a place in the ring. */
+  loadPlain(form: Uint8Array, base: number, wrap: 0 | 1): void {
+    plain(this.#member, base, wrap);
+    this.#load(form);
+  }
+
+  /** Places in the ring at which a script of so many steps may begin, so that it meets every wrap. */
+  places(steps: number): { name: string; base: number; wrap: 0 | 1 }[] {
+    const { format, size } = this.#setup;
+    const places: { name: string; base: number; wrap: 0 | 1 }[] = [];
+    if (format === "split") {
+      for (let i = 0; i <= Math.max(size, steps); i++) {
+        const base = -i & 0xffff;
+        places.push({ name: `index ${base}`, base, wrap: 1 });
+      }
+    } else {
+      for (const wrap of [1, 0] as const) {
+        for (let base = 0; base < size; base++) {
+          const name = `descriptor ${base}, wrap counter ${wrap}`;
+          places.push({ name, base, wrap });
+        }
+      }
+    }
+    return places;
+  }
+
+  #load(form: Uint8Array): void {
+    const from = this.#reader.begin(form);
+    const { model } = this;
     const sides = this.#sides;
+    const member = this.#member;
+    model.load(from, member.names);
     if (sides.format === "split") {
-      sides.form.load(from, this.model, sides.driver, sides.device);
-    } else sides.form.load(from, this.model, sides.driver, sides.device);
+      sides.form.load(from, model, member, sides.driver, sides.device);
+    } else sides.form.load(from, model, member, sides.driver, sides.device);
   }
 
   /**
-   * Takes a step, judges it, and checks the state that it leads to; returns what came of it, for a script.
+   * Takes a step and judges it; returns what came of it, for a script.
    *
    * @throws {Violation} where an invariant does not hold.
    */
   take(step: number): string | number | boolean {
-    let came: string | number | boolean;
     try {
-      came = this.#take(step);
+      return this.#take(step);
     } catch (error) {
       if (error instanceof Violation || !(error instanceof Error)) throw error;
       throw new Violation("nobody breaks a rule", `${error}`);
     }
-    this.#check();
-    return came;
   }
 
   #take(step: number): string | number | boolean {
@@ -188,7 +239,7 @@ export class WalkPair {
         return model.kicksAtOnce ? this.#take(NEEDS_KICK) : true;
       case NEEDS_KICK: {
         const kick = driver.needsKick();
-        model.unkicked = 0;
+        model.unkicked = false;
         if (kick) model.deviceAsleep = false;
         return kick;
       }
@@ -215,7 +266,7 @@ export class WalkPair {
           expectSame("restored device interrupts", "it", interrupt, true);
         }
         model.fresh = false;
-        model.untold = 0;
+        model.untold = false;
         if (interrupt) model.driverAsleep = false;
         return interrupt;
       }
@@ -273,14 +324,8 @@ export class WalkPair {
     const token = driver.reclaim();
     expectSame("exactly once", "reclaim()", token, model.used[0] ?? -1);
     if (token < 0) return token;
-    expectSame(
-      "used length",
-      `that of ${token}`,
-      driver.usedLength,
-      writtenBytes(token, model.kind[token]!),
-    );
-    model.used.shift();
-    model.kind[token] = 0;
+    expectIs("used length", "it", driver.usedLength, model.written[token]!);
+    model.reclaimed();
     model.driverAsleep = false;
     return token;
   }
@@ -292,9 +337,7 @@ export class WalkPair {
     const token = this.#sides.device.pop(chain) ? chain.token : -1;
     expectSame("fetch order", "pop()", token, expected);
     if (token < 0) return token;
-    model.pending.shift();
-    if (model.again > 0) model.again--;
-    model.fetched.push(token);
+    model.popped();
     model.deviceAsleep = false;
     const list = this.#lists[token]![model.kind[token]! - 1]!;
     if (chain.fault !== null) throw chain.fault;
@@ -307,13 +350,12 @@ export class WalkPair {
     return token;
   }
 
-  #push(token: number): string {
+  #push(place: number): string {
     const { model } = this;
-    const written = writtenBytes(token, model.kind[token]!);
-    this.#sides.device.push(token, written);
-    model.fetched.splice(model.fetched.indexOf(token), 1);
-    model.done.push(token);
-    return "";
+    const token = model.fetched[place]!;
+    this.#sides.device.push(token, model.written[token]!);
+    model.pushed(token);
+    return `of buffer ${token}`;
   }
 
   #restore(prefer: "carry" | "rewind"): string {
@@ -340,37 +382,26 @@ export class WalkPair {
     if (sides.format === "split") {
       sides.device = new this.#ring.SplitDevice(memory, config, copy);
     } else sides.device = new this.#ring.PackedDevice(memory, config, copy);
-    model.restored();
-    // What was rewound comes from the ring, and is no debt of a state any more.
-    if (way !== "carry") model.again = 0;
+    model.restored(way === "rewind");
     if (model.interruptsAtOnce) this.#take(NEEDS_INTERRUPT);
     return way;
   }
 
   #check(): void {
     const { model } = this;
-    const sides = this.#sides;
-    const { driver, device } = sides;
+    const { driver, device } = this.#sides;
     const { staged, pending, fetched, done, used } = model;
     model.checkAwake();
     if (model.free === this.#setup.size) this.#expectRest();
-    expectSame(
+    expectIs(
       "in flight",
       "driver's count",
       driver.inFlight,
       staged.length + pending.length + fetched.length + done.length +
         used.length,
     );
-    expectSame("in flight", "free descriptors", driver.free, model.free);
-    expectSame(
-      "in flight",
-      "device's count",
-      device.inFlight,
-      fetched.length,
-    );
-    if (sides.format === "split") {
-      sides.form.check(model, sides.driver, sides.device);
-    } else sides.form.check(model, sides.driver, sides.device);
+    expectIs("in flight", "free descriptors", driver.free, model.free);
+    expectIs("in flight", "device's count", device.inFlight, fetched.length);
   }
 
   #expectRest(): void {

@@ -1,92 +1,112 @@
 import type { GuestMemory } from "../ring/memory.ts";
-import type { InFlightBuffer, QueueConfig } from "../ring/queue.ts";
-import type { Cursor, WalkModel } from "./exhaustive_model.ts";
+import type { BufferList, InFlightBuffer, QueueConfig } from "../ring/queue.ts";
+import type { Member } from "./exhaustive_draw.ts";
+import type { FormReader, FormWriter, WalkModel } from "./exhaustive_model.ts";
 import type {
   SplitDeviceFields,
   SplitDriverFields,
 } from "./exhaustive_open.ts";
-import { expectSame, Violation } from "./violation.ts";
+import { expectIs, Violation } from "./violation.ts";
 
 /** What dead memory holds: no address, no length and no index that anything would accept. */
 const POISON_16 = 0xdead;
 const POISON_32 = 0xdeaddead;
 const FREE = -1;
 const WAITING = -2;
+const F_NEXT = 1;
+const F_WRITE = 2;
+// Where the other side's event lies.
+const PASSED = 0;
+const DUE = 1;
+const AHEAD = 2;
 
-/** Appends buffers of a saved state. */
-export function putBuffers(
-  out: number[],
-  list: readonly InFlightBuffer[],
-): void {
-  out.push(list.length);
-  for (const { id, slots, descriptors } of list) {
-    out.push(id, slots, descriptors.length);
-    for (const { addr, len, writable } of descriptors) {
-      out.push(addr, len, writable ? 1 : 0);
-    }
+/** What a buffer looks like in a saved state. */
+export function keptBuffer(
+  token: number,
+  slots: number,
+  list: BufferList,
+): InFlightBuffer {
+  const descriptors: InFlightBuffer["descriptors"] = [];
+  for (let i = 0; i < list.count; i++) {
+    descriptors.push({
+      addr: list.address[i]!,
+      len: list.length[i]!,
+      writable: i >= list.readable,
+    });
   }
+  return { id: token, slots, descriptors };
 }
 
-/** Takes back buffers of a saved state. */
-export function takeBuffers(from: Cursor): InFlightBuffer[] {
-  const list: InFlightBuffer[] = [];
-  for (let n = from.next(); n > 0; n--) {
-    const id = from.next();
-    const slots = from.next();
-    const descriptors: InFlightBuffer["descriptors"] = [];
-    for (let d = from.next(); d > 0; d--) {
-      const addr = from.next();
-      const len = from.next();
-      descriptors.push({ addr, len, writable: from.next() === 1 });
+/** Whether two of them are the same. */
+export function sameBuffer(
+  a: InFlightBuffer | undefined,
+  b: InFlightBuffer,
+): boolean {
+  if (
+    a === undefined || a.id !== b.id || a.slots !== b.slots ||
+    a.descriptors.length !== b.descriptors.length
+  ) return false;
+  for (let i = 0; i < b.descriptors.length; i++) {
+    const x = a.descriptors[i]!;
+    const y = b.descriptors[i]!;
+    if (x.addr !== y.addr || x.len !== y.len || x.writable !== y.writable) {
+      return false;
     }
-    list.push({ id, slots, descriptors });
   }
-  return list;
+  return true;
 }
 
 /**
- * Canonical form of a split pair.
+ * Canonical form of a split pair, behind that of the model.
  *
- * It has, of memory: both flags, both indices, both events; the entries of the available ring from the published
- * used index to the staged available one; the entries of the used ring from the reclaimed index to the staged
- * used one; the descriptors that hang on the head of a buffer. Every other word is dead: its owner writes it
- * before the other side may read it. It is not in the form, and `load()` fills it with poison, so that an
- * implementation that reads one all the same is found out.
+ * What the model and the names tell is not in it, but is compared with them in every state: all indices; the entries
+ * of the available ring from the published used index on and those of the used ring from the reclaimed one on; the
+ * descriptors, lengths and links of every buffer in flight; the list of free descriptors, which has all
+ * others once; which buffers the device has in flight, in which order, and what it keeps of restored ones.
  *
- * Of both sides: every field that changes, except
+ * What is left: how far each side has looked ahead in the other's ring, the flags, and for each direction what a
+ * decision about a notification depends on.
  *
- * - `usedLength`, which is looked at right after `reclaim()`; `batchIdx`, which only VIRTIO_F_IN_ORDER reads;
- * - the driver's rows of heads that are no buffer's, and the links behind the end of a list: written before they are
- *   read, and given fixed values by `load()`;
- * - `order`: of the driver only whether it is below `publishedCount`, of the device only the rank, since they are
- *   only compared; and restored buffers that were pushed already, which only `unpop()` counts, which is no step;
- * - `signalled` while it is not valid.
+ * - Published and undecided: the index of the last decision counts only as the lower end of a range in which an event
+ *   may lie. An event is armed where its side stands, and no side ever stands before the published used index
+ *   (kicks; a rewind goes back to there) or the reclaimed one (interrupts). So whatever lies below is put there.
+ * - An event lies behind that range, in it, or at what will be published next; more no decision can see. Behind
+ *   it, it would be met again after 65536 buffers without arming, and then cause a needless notification, which
+ *   the walk does not see.
  *
- * All free-running indices are relative to the largest multiple of the size that is not above the driver's reclaimed
- * index. The code uses them only as differences and equality mod 2^16 and masked by the size, so that pairs that
- * differ by a multiple of the size behave the same; `load()` puts each state at the walk's base, hence each
- * one is really taken across the wrap in a walk that has its base there. An event is relative to the index
- * that it is compared with, and no further behind it than `size + 2`: decisions look back `size + 1` at most (the
- * model's bound), so all those events are passed already. They would be met again after 65536 buffers without
- * arming, and then cause a needless notification, which the walk does not see.
+ * Dead words are overwritten with poison when a state is made of its form, so that an implementation that reads
+ * one all the same is found out: the rest of both rings, descriptors that are in no chain, entries of the available
+ * ring whose buffer was used (no sequence of buffers in flight can be found there), `usedLength`, which is
+ * looked at right after `reclaim()`, rows of heads that are no buffer's, the last decision where there is none, and
+ * events without VIRTIO_F_EVENT_IDX.
  */
 export class SplitForm {
   readonly #size: number;
   readonly #mask: number;
   readonly #eventIdx: boolean;
-  readonly #base: number;
+  readonly #lists: readonly (readonly BufferList[])[];
+  readonly #kept: InFlightBuffer[][] = [];
   readonly #table: Uint32Array;
   readonly #avail: Uint16Array;
   readonly #used: Uint16Array;
   readonly #usedEntries: Uint32Array;
 
-  /** @param base What the driver's reclaimed index is put at, less its offset in the ring; a multiple of the size. */
-  constructor(memory: GuestMemory, config: QueueConfig, base: number) {
+  /** @param lists By token: a buffer of one segment and one of two. */
+  constructor(
+    memory: GuestMemory,
+    config: QueueConfig,
+    lists: readonly (readonly BufferList[])[],
+  ) {
     const { size, descriptorArea, driverArea, deviceArea } = config;
     this.#size = size;
     this.#mask = size - 1;
     this.#eventIdx = config.eventIdx === true;
-    this.#base = base;
+    this.#lists = lists;
+    for (let token = 0; token < size; token++) {
+      this.#kept.push(
+        lists[token]!.map((list, i) => keptBuffer(token, i + 1, list)),
+      );
+    }
     const words = (address: number, length: number) => {
       const bytes = memory.bytes(address, length);
       return [bytes.buffer, bytes.byteOffset] as const;
@@ -102,301 +122,433 @@ export class SplitForm {
     this.#usedEntries = new Uint32Array(buffer, at + 4, size * 2);
   }
 
-  /** Appends the state of the pair. */
+  /**
+   * Checks all that follows from the model, and puts the rest.
+   *
+   * @throws {Violation} where the sides or the memory are not what they must be.
+   */
   save(
-    out: number[],
+    out: FormWriter,
     model: WalkModel,
     driver: SplitDriverFields,
     device: SplitDeviceFields,
   ): void {
-    const size = this.#size;
-    const mask = this.#mask;
+    this.#checkIndices(model, driver, device);
+    this.#checkRings(model, driver, device);
+    this.#checkBuffers(model, driver);
+    this.#checkInFlight(model, device);
     const avail = this.#avail;
     const used = this.#used;
-    const base = driver.$lastUsedIdx & ~mask;
-    const rel = (index: number) => (index - base) & 0xffff;
-    out.push(avail[0]!, rel(avail[1]!), used[0]!, rel(used[1]!));
-    if (this.#eventIdx) {
-      out.push(
-        this.#behind(avail[2 + size]!, device.$usedIdx),
-        this.#behind(used[2 + 4 * size]!, driver.$availIdx),
+    const seenUsed = (driver.$usedIdx - driver.$lastUsedIdx) & 0xffff;
+    const seenAvail = (device.$availIdx - device.$lastAvailIdx) & 0xffff;
+    if (
+      seenUsed > model.used.length ||
+      seenAvail > model.pending.length - model.again
+    ) {
+      throw new Violation(
+        "split distance",
+        `the driver looked ${seenUsed} ahead, the device ${seenAvail}`,
       );
     }
-    out.push(
-      rel(driver.$lastUsedIdx),
-      rel(driver.$usedIdx),
-      rel(driver.$availIdx),
-      rel(driver.$nextAvailIdx),
-      rel(driver.$kicked),
-      (driver.$kickedValid ? 1 : 0) | (driver.$interruptsOff ? 2 : 0) |
-        (device.$signalledValid ? 4 : 0) | (device.$kicksOff ? 8 : 0),
-      driver.$free,
-      rel(device.$lastAvailIdx),
-      rel(device.$availIdx),
-      rel(device.$usedIdx),
-      rel(device.$nextUsedIdx),
-      device.$signalledValid ? rel(device.$signalled) : 0,
+    out.put(seenUsed << 4 | seenAvail);
+    if (avail[0]! > 1 || used[0]! > 1) {
+      throw new Violation("flags", `they are ${avail[0]} and ${used[0]}`);
+    }
+    out.put(
+      avail[0]! | used[0]! << 1 | (driver.$kickedValid ? 4 : 0) |
+        (driver.$interruptsOff ? 8 : 0) | (device.$signalledValid ? 16 : 0) |
+        (device.$kicksOff ? 32 : 0),
     );
-    this.#saveRings(out, driver, device);
-    this.#saveTable(out, model, driver);
-    this.#saveInFlight(out, device);
+    this.#putDecision(
+      out,
+      driver.$availIdx,
+      driver.$kicked,
+      device.$usedIdx,
+      used[2 + 4 * this.#size]!,
+    );
+    this.#putDecision(
+      out,
+      device.$usedIdx,
+      device.$signalledValid ? device.$signalled : device.$usedIdx,
+      driver.$lastUsedIdx,
+      avail[2 + this.#size]!,
+    );
   }
 
-  #behind(event: number, index: number): number {
-    const most = this.#size + 2;
-    const distance = (index - event) << 16 >> 16;
-    return Math.max(-most, Math.min(most, distance)) + most;
+  // `index` is published, `decided` the last one that a decision saw, `lowest` where an event can be armed at least.
+  #putDecision(
+    out: FormWriter,
+    index: number,
+    decided: number,
+    lowest: number,
+    event: number,
+  ): void {
+    const undecided = (index - decided) & 0xffff;
+    if (!this.#eventIdx) {
+      out.put(undecided === 0 ? 0 : 1);
+      return;
+    }
+    const behind = (index - event) & 0xffff;
+    if (behind >= 0x8000) {
+      throw new Violation("events", `one is ${-behind & 0xffff} ahead`);
+    }
+    const room = Math.max(1, (index - lowest) & 0xffff);
+    out.put(
+      (undecided === 0 ? 0 : Math.min(undecided, room)) << 2 |
+        (behind === 0 ? AHEAD : behind <= undecided ? DUE : PASSED),
+    );
   }
 
-  #saveRings(
-    out: number[],
+  #checkIndices(
+    { pending, again, fetched, done, used, staged }: WalkModel,
+    driver: SplitDriverFields,
+    device: SplitDeviceFields,
+  ): void {
+    const availIdx = this.#avail[1]!;
+    const usedIdx = this.#used[1]!;
+    const what = "split distance";
+    const held = fetched.length + done.length;
+    const ahead = (availIdx - device.$lastAvailIdx) & 0xffff;
+    if (ahead > this.#size) {
+      throw new Violation(what, `avail.idx - last_avail is ${ahead}`);
+    }
+    expectIs(
+      what,
+      "avail.idx - used.idx",
+      (availIdx - usedIdx) & 0xffff,
+      pending.length + held,
+    );
+    expectIs(
+      what,
+      "last_avail - used.idx",
+      (device.$lastAvailIdx - usedIdx) & 0xffff,
+      again + held,
+    );
+    expectIs(
+      what,
+      "used.idx - last used",
+      (usedIdx - driver.$lastUsedIdx) & 0xffff,
+      used.length,
+    );
+    expectIs(what, "device's used", device.$usedIdx, usedIdx);
+    expectIs(what, "driver's avail", driver.$availIdx, availIdx);
+    expectIs(
+      what,
+      "driver's staged",
+      (driver.$nextAvailIdx - availIdx) & 0xffff,
+      staged.length,
+    );
+    expectIs(
+      what,
+      "device's staged",
+      (device.$nextUsedIdx - usedIdx) & 0xffff,
+      done.length,
+    );
+  }
+
+  #checkRings(
+    { window, pending, again, staged, used, done, written }: WalkModel,
     driver: SplitDriverFields,
     device: SplitDeviceFields,
   ): void {
     const mask = this.#mask;
-    let left = (driver.$nextAvailIdx - device.$usedIdx) & 0xffff;
-    expectAtMost("avail.idx - used.idx", left, this.#size);
-    for (let i = device.$usedIdx; left > 0; i++, left--) {
-      out.push(this.#avail[2 + (i & mask)]!);
+    const avail = this.#avail;
+    let index = device.$usedIdx;
+    const lists = [window, pending, staged];
+    for (let which = 0; which < 3; which++) {
+      const list = lists[which]!;
+      for (let i = which === 1 ? again : 0; i < list.length; i++) {
+        const token = list[i]!;
+        if (token >= 0) {
+          expectIs(
+            "available ring",
+            "an entry",
+            avail[2 + (index & mask)]!,
+            token,
+          );
+        }
+        index++;
+      }
     }
-    left = (device.$nextUsedIdx - driver.$lastUsedIdx) & 0xffff;
-    expectAtMost("used.idx - last used", left, this.#size);
-    for (let i = driver.$lastUsedIdx; left > 0; i++, left--) {
-      const at = (i & mask) * 2;
-      out.push(this.#usedEntries[at]!, this.#usedEntries[at + 1]!);
+    index = driver.$lastUsedIdx;
+    for (let which = 0; which < 2; which++) {
+      const list = which === 0 ? used : done;
+      for (let i = 0; i < list.length; i++, index++) {
+        const token = list[i]!;
+        const at = (index & mask) * 2;
+        expectIs("used ring", "an id", this.#usedEntries[at]!, token);
+        expectIs(
+          "used ring",
+          "a length",
+          this.#usedEntries[at + 1]!,
+          written[token]!,
+        );
+      }
     }
   }
 
-  #saveTable(
-    out: number[],
-    model: WalkModel,
+  #checkBuffers(
+    { kind, staged }: WalkModel,
     driver: SplitDriverFields,
   ): void {
-    const { kind } = model;
-    for (let head = 0; head < this.#size; head++) {
-      if (kind[head] === 0) {
-        expectSame(
-          "exactly once",
-          `room of ${head}`,
-          driver.$limit[head],
-          FREE,
-        );
+    const size = this.#size;
+    const table = this.#table;
+    const what = "descriptors";
+    let taken = 0;
+    for (let head = 0; head < size; head++) {
+      const slots = kind[head]!;
+      if (slots === 0) {
+        expectIs("exactly once", "room", driver.$limit[head]!, FREE);
         continue;
       }
-      const staged = driver.$order[head]! >= driver.$publishedCount;
-      out.push(
-        driver.$tail[head]!,
-        driver.$slots[head]!,
-        driver.$limit[head]!,
-        staged ? 1 : 0,
-      );
+      const list = this.#lists[head]![slots - 1]!;
       let index = head;
-      for (let left = kind[head]!; left > 0; left--) {
-        if (index >= this.#size) {
-          throw new Violation("descriptors", `next is ${index}`);
+      for (let i = 0; i < slots; i++) {
+        if (index >= size || (taken >>> index & 1) !== 0) {
+          throw new Violation(
+            what,
+            `${index} is taken twice or does not exist`,
+          );
         }
+        taken |= 1 << index;
         const at = index * 4;
-        const flags = this.#table[at + 3]!;
-        out.push(this.#table[at]!, this.#table[at + 2]!);
-        out.push(flags & 0xffff, left > 1 ? flags >>> 16 : 0);
-        if (left > 1) out.push(driver.$next[index]!);
-        index = flags >>> 16;
+        expectIs(what, "low address", table[at]!, list.address[i]!);
+        expectIs(what, "high address", table[at + 1]!, 0);
+        expectIs(what, "length", table[at + 2]!, list.length[i]!);
+        const more = i + 1 < slots;
+        const link = table[at + 3]! >>> 16;
+        expectIs(
+          what,
+          "flags",
+          table[at + 3]! & 0xffff,
+          (i < list.readable ? 0 : F_WRITE) | (more ? F_NEXT : 0),
+        );
+        if (!more) break;
+        expectIs(what, "link", driver.$next[index]!, link);
+        index = link;
       }
+      expectIs(what, "last one", driver.$tail[head]!, index);
+      expectIs(what, "count", driver.$slots[head]!, slots);
+      expectIs(what, "room", driver.$limit[head]!, list.length[slots - 1]!);
+      if (
+        (driver.$order[head]! >= driver.$publishedCount) !==
+          staged.includes(head)
+      ) throw new Violation(what, `${head} is staged, or is not, to one side`);
     }
     let index = driver.$freeHead;
     for (let left = driver.$free; left > 0; left--) {
-      if (index >= this.#size) {
-        throw new Violation("descriptors", `a free one is ${index}`);
+      if (index >= size || (taken >>> index & 1) !== 0) {
+        throw new Violation(what, `${index} is free, but taken or none`);
       }
-      out.push(index);
+      taken |= 1 << index;
       index = driver.$next[index]!;
     }
+    expectIs(what, "all", taken, (1 << size) - 1);
   }
 
-  #saveInFlight(out: number[], device: SplitDeviceFields): void {
-    const { $limit: limit, $order: order } = device;
-    const heads: number[] = [];
+  #checkInFlight(model: WalkModel, device: SplitDeviceFields): void {
+    const { kind, kept, fetched } = model;
+    const what = "in flight";
+    const limit = device.$limit;
+    const count = model.inFlight;
+    let order = -1;
+    let free = this.#size - count;
     for (let head = 0; head < this.#size; head++) {
-      if (limit[head] !== FREE) heads.push(head);
+      if (limit[head] === FREE) free--;
     }
-    heads.sort((a, b) => order[a]! - order[b]!);
-    const restored: InFlightBuffer[] = [];
-    out.push(heads.length);
-    for (const head of heads) {
-      out.push(head, limit[head]! + 2);
-      const buffer = device.$restored[order[head]!];
-      if (buffer !== undefined) restored.push(buffer);
+    expectIs(what, "not with the device", free, 0);
+    for (let i = 0; i < count; i++) {
+      const head = model.inFlightAt(i);
+      const slots = kind[head]!;
+      const room = this.#lists[head]![slots - 1]!.length[slots - 1]!;
+      expectIs(
+        what,
+        "room",
+        limit[head]!,
+        i < fetched.length ? room : WAITING,
+      );
+      const number = device.$order[head]!;
+      if (number <= order) {
+        throw new Violation(what, `${head} is not in the order of its fetch`);
+      }
+      order = number;
+      const buffer = device.$restored[number];
+      expectIs(
+        what,
+        "from a state",
+        buffer === undefined ? 0 : 1,
+        kept[head]!,
+      );
+      if (
+        buffer !== undefined &&
+        !sameBuffer(buffer, this.#kept[head]![slots - 1]!)
+      ) throw new Violation(what, `a state has ${JSON.stringify(buffer)}`);
     }
-    putBuffers(out, restored);
+    expectIs(what, "waiting", device.$waiting, model.again);
   }
 
-  /** Takes a state back. */
+  /** Takes a state back, as the given member. */
   load(
-    from: Cursor,
+    from: FormReader,
     model: WalkModel,
+    member: Member,
     driver: SplitDriverFields,
     device: SplitDeviceFields,
   ): void {
-    const size = this.#size;
-    const base = this.#base;
-    const real = (index: number) => (index + base) & 0xffff;
+    const { staged, pending, fetched, done, used, again } = model;
     const avail = this.#avail.fill(POISON_16);
-    const used = this.#used.fill(POISON_16);
-    this.#table.fill(POISON_32);
-    avail[0] = from.next();
-    avail[1] = real(from.next());
-    used[0] = from.next();
-    used[1] = real(from.next());
-    const usedEvent = this.#eventIdx ? from.next() - size - 2 : 0;
-    const availEvent = this.#eventIdx ? from.next() - size - 2 : 0;
-    driver.$lastUsedIdx = real(from.next());
-    driver.$usedIdx = real(from.next());
-    driver.$availIdx = real(from.next());
-    driver.$nextAvailIdx = real(from.next());
-    driver.$kicked = real(from.next());
+    const usedRing = this.#used.fill(POISON_16);
+    const looked = from.next();
     const flags = from.next();
-    driver.$kickedValid = (flags & 1) !== 0;
-    driver.$interruptsOff = (flags & 2) !== 0;
-    device.$signalledValid = (flags & 4) !== 0;
-    device.$kicksOff = (flags & 8) !== 0;
-    driver.$free = from.next();
-    device.$lastAvailIdx = real(from.next());
-    device.$availIdx = real(from.next());
-    device.$usedIdx = real(from.next());
-    device.$nextUsedIdx = real(from.next());
-    device.$batchIdx = device.$usedIdx;
-    device.$signalled = real(from.next());
-    avail[2 + size] = this.#eventIdx ? device.$usedIdx - usedEvent : 0;
-    used[2 + 4 * size] = this.#eventIdx ? driver.$availIdx - availEvent : 0;
+    const lastUsed = member.base;
+    const usedIdx = (lastUsed + used.length) & 0xffff;
+    const lastAvail = usedIdx + done.length + fetched.length + again;
+    const availIdx = (lastAvail + pending.length - again) & 0xffff;
+    avail[0] = flags & 1;
+    avail[1] = availIdx;
+    usedRing[0] = flags >>> 1 & 1;
+    usedRing[1] = usedIdx;
+    driver.$lastUsedIdx = lastUsed;
+    driver.$usedIdx = (lastUsed + (looked >>> 4)) & 0xffff;
+    driver.$availIdx = availIdx;
+    driver.$nextAvailIdx = (availIdx + staged.length) & 0xffff;
+    driver.$kickedValid = (flags & 4) !== 0;
+    driver.$interruptsOff = (flags & 8) !== 0;
+    device.$signalledValid = (flags & 16) !== 0;
+    device.$kicksOff = (flags & 32) !== 0;
+    device.$lastAvailIdx = lastAvail & 0xffff;
+    device.$availIdx = (lastAvail + (looked & 15)) & 0xffff;
+    device.$usedIdx = usedIdx;
+    device.$nextUsedIdx = (usedIdx + done.length) & 0xffff;
+    device.$batchIdx = POISON_16;
+    let decision = from.next();
+    driver.$kicked = (availIdx - (this.#undecided(decision))) & 0xffff;
+    if (this.#eventIdx) {
+      usedRing[2 + 4 * this.#size] = availIdx - behind(decision, member.bits);
+    }
+    decision = from.next();
+    device.$signalled = device.$signalledValid
+      ? (usedIdx - this.#undecided(decision)) & 0xffff
+      : POISON_16;
+    if (this.#eventIdx) {
+      avail[2 + this.#size] = usedIdx - behind(decision, member.bits >>> 4);
+    }
     driver.$fault = null;
     device.$fault = null;
-    driver.$usedLength = 0;
-    this.#loadRings(from, driver, device);
-    this.#loadTable(from, model, driver);
-    this.#loadInFlight(from, device);
+    driver.$usedLength = POISON_32;
+    this.#loadRings(model, lastUsed, usedIdx);
+    this.#loadBuffers(model, member.names, driver);
+    this.#loadInFlight(model, device);
+  }
+
+  #undecided(decision: number): number {
+    return this.#eventIdx ? decision >>> 2 : decision;
   }
 
   #loadRings(
-    from: Cursor,
-    driver: SplitDriverFields,
-    device: SplitDeviceFields,
+    { window, pending, again, staged, used, done, written }: WalkModel,
+    lastUsed: number,
+    usedIdx: number,
   ): void {
     const mask = this.#mask;
-    let left = (driver.$nextAvailIdx - device.$usedIdx) & 0xffff;
-    for (let i = device.$usedIdx; left > 0; i++, left--) {
-      this.#avail[2 + (i & mask)] = from.next();
+    const avail = this.#avail;
+    let index = usedIdx;
+    for (let i = 0; i < window.length; i++, index++) {
+      if (window[i]! >= 0) avail[2 + (index & mask)] = window[i]!;
     }
-    left = (device.$nextUsedIdx - driver.$lastUsedIdx) & 0xffff;
-    for (let i = driver.$lastUsedIdx; left > 0; i++, left--) {
-      const at = (i & mask) * 2;
-      this.#usedEntries[at] = from.next();
-      this.#usedEntries[at + 1] = from.next();
+    for (let i = again; i < pending.length; i++, index++) {
+      avail[2 + (index & mask)] = pending[i]!;
+    }
+    for (let i = 0; i < staged.length; i++, index++) {
+      avail[2 + (index & mask)] = staged[i]!;
+    }
+    index = lastUsed;
+    for (let which = 0; which < 2; which++) {
+      const list = which === 0 ? used : done;
+      for (let i = 0; i < list.length; i++, index++) {
+        const at = (index & mask) * 2;
+        this.#usedEntries[at] = list[i]!;
+        this.#usedEntries[at + 1] = written[list[i]!]!;
+      }
     }
   }
 
-  #loadTable(
-    from: Cursor,
-    { kind }: WalkModel,
+  #loadBuffers(
+    { kind, used, done, fetched, pending, staged }: WalkModel,
+    names: Uint8Array,
     driver: SplitDriverFields,
   ): void {
     const size = this.#size;
-    const next = driver.$next.fill(size);
-    driver.$tail.fill(size);
-    driver.$slots.fill(0);
+    const table = this.#table.fill(POISON_32);
+    const next = driver.$next.fill(POISON_16);
+    driver.$tail.fill(POISON_16);
+    driver.$slots.fill(POISON_16);
     driver.$limit.fill(FREE);
     driver.$order.fill(0);
     driver.$publishedCount = 1;
-    driver.$addedCount = 1;
-    for (let head = 0; head < size; head++) {
-      if (kind[head] === 0) continue;
-      driver.$tail[head] = from.next();
-      driver.$slots[head] = from.next();
-      driver.$limit[head] = from.next();
-      if (from.next() === 1) {
-        driver.$order[head] = 1;
-        driver.$addedCount = 2;
-      }
-      let index = head;
-      for (let left = kind[head]!; left > 0; left--) {
+    driver.$addedCount = 1 + staged.length;
+    for (let i = 0; i < staged.length; i++) driver.$order[staged[i]!] = 1 + i;
+    let rank = 0;
+    const count = used.length + done.length + fetched.length +
+      pending.length + staged.length;
+    for (let left = count; left > 0; left--) {
+      const head = names[rank]!;
+      const slots = kind[head]!;
+      const list = this.#lists[head]![slots - 1]!;
+      driver.$slots[head] = slots;
+      driver.$limit[head] = list.length[slots - 1]!;
+      for (let i = 0; i < slots; i++) {
+        const index = names[rank++]!;
         const at = index * 4;
-        this.#table[at] = from.next();
-        this.#table[at + 1] = 0;
-        this.#table[at + 2] = from.next();
-        const flags = from.next();
-        const link = from.next();
-        this.#table[at + 3] = flags | link << 16;
-        if (left > 1) next[index] = from.next();
-        index = link;
+        let flags = i < list.readable ? 0 : F_WRITE;
+        if (i + 1 < slots) {
+          flags |= F_NEXT | names[rank]! << 16;
+          next[index] = names[rank]!;
+        } else driver.$tail[head] = index;
+        table[at] = list.address[i]!;
+        table[at + 1] = 0;
+        table[at + 2] = list.length[i]!;
+        table[at + 3] = flags;
       }
     }
-    driver.$freeHead = size;
-    let before = -1;
-    for (let left = driver.$free; left > 0; left--) {
-      const index = from.next();
-      if (before < 0) driver.$freeHead = index;
-      else next[before] = index;
-      before = index;
+    driver.$free = size - rank;
+    driver.$freeHead = rank < size ? names[rank]! : size;
+    for (; rank < size; rank++) {
+      next[names[rank]!] = rank + 1 < size ? names[rank + 1]! : size;
     }
   }
 
-  #loadInFlight(from: Cursor, device: SplitDeviceFields): void {
+  #loadInFlight(model: WalkModel, device: SplitDeviceFields): void {
+    const { kind, kept, again } = model;
     device.$limit.fill(FREE);
     device.$order.fill(0);
-    const count = from.next();
-    let waiting = 0;
+    const restored: InFlightBuffer[] = [];
+    const count = model.inFlight;
+    const fetched = count - again;
     for (let i = 0; i < count; i++) {
-      const head = from.next();
-      const limit = from.next() - 2;
-      if (limit === WAITING) waiting++;
-      device.$limit[head] = limit;
+      const head = model.inFlightAt(i);
+      const slots = kind[head]!;
+      const list = this.#lists[head]![slots - 1]!;
+      device.$limit[head] = i < fetched ? list.length[slots - 1]! : WAITING;
       device.$order[head] = i;
+      if (kept[head] === 1) restored.push(this.#kept[head]![slots - 1]!);
     }
-    device.$restored = takeBuffers(from);
+    device.$restored = restored;
     device.$fetched = count;
-    device.$waiting = waiting;
-    device.$restoredNext = device.$restored.length - waiting;
-  }
-
-  /** Checks what must hold in each state. */
-  check(
-    model: WalkModel,
-    driver: SplitDriverFields,
-    device: SplitDeviceFields,
-  ): void {
-    const { pending, fetched, done, used } = model;
-    const distance = (a: number, b: number) => (a - b) & 0xffff;
-    const availIdx = this.#avail[1]!;
-    const usedIdx = this.#used[1]!;
-    expectAtMost(
-      "avail.idx - last_avail",
-      distance(availIdx, device.$lastAvailIdx),
-      this.#size,
-    );
-    expectSame(
-      "split distance",
-      "avail.idx - used.idx",
-      distance(availIdx, usedIdx),
-      pending.length + fetched.length + done.length,
-    );
-    expectSame(
-      "split distance",
-      "last_avail - used.idx",
-      distance(device.$lastAvailIdx, usedIdx),
-      model.again + fetched.length + done.length,
-    );
-    expectSame(
-      "split distance",
-      "used.idx - last used",
-      distance(usedIdx, driver.$lastUsedIdx),
-      used.length,
-    );
-    expectSame("split distance", "device's used", device.$usedIdx, usedIdx);
-    expectSame("split distance", "driver's avail", driver.$availIdx, availIdx);
+    device.$waiting = again;
+    device.$restoredNext = restored.length - again;
   }
 }
 
-function expectAtMost(what: string, found: number, most: number): void {
-  if (found > most) {
-    throw new Violation("split distance", `${what} is ${found}, above ${most}`);
+// How far an event lies behind what is published; one that is due or passed is drawn.
+function behind(decision: number, bits: number): number {
+  const undecided = decision >>> 2;
+  switch (decision & 3) {
+    case AHEAD:
+      return 0;
+    case DUE:
+      return 1 + bits % undecided;
+    default:
+      return undecided + 1 + bits % 3;
   }
 }

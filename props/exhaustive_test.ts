@@ -2,8 +2,10 @@ import { assert, assertEquals, assertGreater, assertThrows } from "@std/assert";
 import { PropsUsageError } from "./cli_args.ts";
 import { walk, type WalkSetup } from "./exhaustive.ts";
 import { parseWalkArgs } from "./exhaustive_args.ts";
+import { FORM_BYTES } from "./exhaustive_model.ts";
 import { checkFields, openRing } from "./exhaustive_open.ts";
 import { WalkPair } from "./exhaustive_pair.ts";
+import { FormStore } from "./exhaustive_store.ts";
 
 const SETUP: WalkSetup = {
   format: "split",
@@ -15,72 +17,172 @@ const SETUP: WalkSetup = {
 };
 const LIMITS = { states: 1e6, seconds: 60 };
 
-for (const format of ["split", "packed"] as const) {
-  for (const eventIdx of [false, true]) {
-    const name = `${format}, event idx ${eventIdx}`;
-    Deno.test(`walk() empties a ring of one descriptor: ${name}`, async () => {
+function nameOf({ format, size, eventIdx }: WalkSetup): string {
+  return `${format} ${size}, event idx ${eventIdx ? "on" : "off"}`;
+}
+
+function setups(size: number): WalkSetup[] {
+  const chains = size === 1 ? 1 : 2;
+  return (["split", "packed"] as const).flatMap((format) =>
+    [false, true].map((eventIdx) => ({
+      ...SETUP,
+      format,
+      size,
+      chains,
+      eventIdx,
+    }))
+  );
+}
+
+for (const size of [1, 2]) {
+  for (const setup of setups(size)) {
+    Deno.test(`walk() empties a ring, in two members of each class: ${nameOf(setup)}`, async () => {
       const counts: number[] = [];
       for (const start of ["zero", "wrap"] as const) {
-        const setup = { ...SETUP, format, eventIdx, start };
-        const result = await walk(setup, LIMITS);
+        const result = await walk({ ...setup, start }, {
+          ...LIMITS,
+          members: 2,
+        });
         assertEquals(result.failure, null);
         assert(result.emptied);
         assertEquals(result.settled, result.states);
-        assertGreater(result.states, 500);
         counts.push(result.states);
       }
-      // Where the walk begins changes nothing that can be seen.
+      assertGreater(counts[0]!, size === 1 ? 300 : 2500);
+      // Where in the ring everything lies changes nothing that can be seen.
       assertEquals(counts[0], counts[1]);
-    });
-
-    Deno.test(`walk() goes over a larger ring without a failure: ${name}`, async () => {
-      const setup = { ...SETUP, format, eventIdx, size: 4, chains: 2 } as const;
-      const result = await walk(setup, { states: 6000, seconds: 60 });
-      assertEquals(result.failure, null);
-      assertGreater(result.states, 5999);
-      assert(!result.emptied);
     });
   }
 }
 
-Deno.test("walk() empties rings whose buffers alone are interleaved", async () => {
+for (const setup of setups(4)) {
+  Deno.test(`walk() ends at a limit, and says so: ${nameOf(setup)}`, async () => {
+    const limits = { states: 6000, seconds: 60, members: 2 };
+    const result = await walk({ ...setup, start: "wrap" }, limits);
+    assertEquals(result.failure, null);
+    assertGreater(result.states, 5999);
+    assert(!result.emptied);
+  });
+}
+
+/** Forms after each number of steps, of pairs that just run: nothing is made of a form on the way. */
+function formsByRunning(setup: WalkSetup, depth: number, pair: WalkPair) {
+  const start = Uint8Array.from(pair.save());
+  const met = new Set<string>([start.join()]);
+  let level: number[][] = [[]];
+  const steps: number[] = [];
+  const run = (script: readonly number[]): Uint8Array => {
+    pair.loadPlain(start, setup.format === "split" ? 0xfffd : 0, 1);
+    for (const step of script) pair.take(step);
+    return pair.save();
+  };
+  const raw = new Set<string>();
+  for (let i = 0; i < depth; i++) {
+    const next: number[][] = [];
+    for (const script of level) {
+      run(script);
+      pair.model.steps(steps);
+      for (const step of [...steps]) {
+        const way = [...script, step];
+        met.add(run(way).join());
+        const state = pair.raw();
+        if (raw.has(state)) continue;
+        raw.add(state);
+        next.push(way);
+      }
+    }
+    level = next;
+  }
+  return { met, raw: raw.size };
+}
+
+function formsByWalking(depth: number, pair: WalkPair) {
+  const seen = new FormStore();
+  const form = new Uint8Array(FORM_BYTES);
+  seen.add(pair.save());
+  const met = new Set<string>([pair.save().join()]);
+  const steps: number[] = [];
+  let from = 0;
+  for (let i = 0; i < depth; i++) {
+    const end = seen.count;
+    for (; from < end; from++) {
+      const number = seen.read(from, form);
+      pair.load(form, number);
+      pair.model.steps(steps);
+      for (const step of steps) {
+        pair.load(form, number);
+        pair.take(step);
+        const found = pair.save();
+        met.add(found.join());
+        seen.add(found);
+      }
+    }
+  }
+  return met;
+}
+
+for (const [size, depth] of [[1, 14], [2, 8], [4, 6]] as const) {
+  for (const setup of setups(size)) {
+    Deno.test(`A walk meets the classes that running pairs come to, and no others: ${nameOf(setup)}`, async () => {
+      const ring = await openRing();
+      const run = formsByRunning(setup, depth, new WalkPair(ring, setup));
+      const walked = formsByWalking(depth, new WalkPair(ring, setup));
+      assertEquals(walked.difference(run.met), new Set());
+      assertEquals(run.met.difference(walked), new Set());
+      // There are more states than classes, or nothing was shown.
+      assertGreater(run.raw, run.met.size);
+    });
+  }
+}
+
+Deno.test("WalkPair.load() makes the state that save() has written, in every member", async () => {
+  const ring = await openRing();
   for (const format of ["split", "packed"] as const) {
-    for (const eventIdx of [false, true]) {
-      const setup = {
-        ...SETUP,
-        format,
-        eventIdx,
-        size: 2,
-        chains: 2,
-        notify: "none",
-      } as const;
-      const result = await walk(setup, LIMITS);
-      assertEquals(result.failure, null);
-      assert(result.emptied);
-      assertEquals(result.settled, result.states);
+    for (const start of ["zero", "wrap"] as const) {
+      const setup = { ...SETUP, format, start, size: 4, chains: 2 } as const;
+      const pair = new WalkPair(ring, setup);
+      let seed = 1;
+      const steps: number[] = [];
+      const met = new Set<string>();
+      for (let i = 0; i < 2000; i++) {
+        const form = Uint8Array.from(pair.save());
+        for (let member = 0; member < 3; member++) {
+          seed = Math.imul(seed, 0x19660d) + 0x3c6ef35f | 0;
+          pair.load(form, seed);
+          assertEquals(pair.save(), form);
+        }
+        met.add(form.join());
+        pair.model.steps(steps);
+        pair.take(steps[(seed >>> 8) % steps.length]!);
+      }
+      assertGreater(met.size, 500);
     }
   }
 });
 
-Deno.test("WalkPair.load() makes the state that save() has written", async () => {
-  const ring = await openRing();
-  for (const format of ["split", "packed"] as const) {
-    const setup = { ...SETUP, format, size: 2, chains: 2 } as const;
-    const pair = new WalkPair(ring, setup);
-    let seed = 1;
-    const steps: number[] = [];
-    const met = new Set<string>();
-    for (let i = 0; i < 2000; i++) {
-      const form = Uint16Array.from(pair.save());
-      pair.load(form);
-      assertEquals(Uint16Array.from(pair.save()), form);
-      met.add(form.join());
-      pair.model.steps(steps);
-      seed = Math.imul(seed, 0x19660d) + 0x3c6ef35f | 0;
-      pair.take(steps[(seed >>> 8) % steps.length]!);
-    }
-    assertGreater(met.size, 500);
+Deno.test("FormStore numbers forms in the order in which they were added", () => {
+  const store = new FormStore();
+  const form = new Uint8Array(FORM_BYTES);
+  // At any place, and never the same.
+  const write = (n: number) => {
+    const view = new DataView(form.buffer);
+    view.setUint32(n & 8, n);
+    view.setUint8(4, n & 7);
+  };
+  for (let n = 0; n < 20000; n++) {
+    form.fill(0);
+    write(n);
+    assertEquals(store.add(form), n);
   }
+  for (let n = 0; n < 20000; n++) {
+    form.fill(0);
+    write(n);
+    assertEquals(store.add(form), n);
+    const copy = Uint8Array.from(form);
+    store.read(n, form);
+    assertEquals(form, copy);
+  }
+  assertEquals(store.count, 20000);
 });
 
 Deno.test("checkFields() refuses a queue with a field that it does not know", async () => {
@@ -109,15 +211,23 @@ Deno.test("parseWalkArgs() gives every walk to one shard", () => {
   const parts = [0, 1, 2].flatMap((i) => {
     const part = parseWalkArgs(["--shard", `${i}/3`]);
     assert(part !== "help");
-    return part.walks;
+    return part;
   });
-  assertEquals(
-    parts.map((walk) => JSON.stringify(walk)).sort(),
-    all.walks.map((walk) => JSON.stringify(walk)).sort(),
-  );
+  const names = (walks: typeof all) =>
+    walks.map((walk) => JSON.stringify(walk)).sort();
+  assertEquals(names(parts), names(all));
   const one = parseWalkArgs(["--format=split", "--size", "4", "--chains", "2"]);
   assert(one !== "help");
-  assertEquals(one.walks.length, 12);
+  assertEquals(one.length, 4);
+});
+
+Deno.test("parseWalkArgs() asks for every walk of the sizes with all notifications", () => {
+  const all = parseWalkArgs([]);
+  assert(all !== "help");
+  // One chain at size 1, two above; event idx off and on; two starts.
+  assertEquals(all.length, 4 * (1 + 2 * 2) + 4 * (1 + 2 * 3));
+  assert(all.every(({ setup }) => setup.notify === "both"));
+  assert(all.every(({ limits }) => (limits.members ?? 1) >= 2));
 });
 
 Deno.test("parseWalkArgs() refuses what is no walk", () => {
@@ -128,6 +238,7 @@ Deno.test("parseWalkArgs() refuses what is no walk", () => {
       ["--format", "split", "--size", "3"],
       ["--shard", "3/3"],
       ["--seconds"],
+      ["--members", "0"],
       ["--deep", "1"],
     ]
   ) assertThrows(() => parseWalkArgs(words), PropsUsageError);

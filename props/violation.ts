@@ -30,6 +30,18 @@ export function expectSame(
   }
 }
 
+/** The same for numbers, without a cost where they are equal. */
+export function expectIs(
+  invariant: string,
+  what: string,
+  found: number,
+  expected: number,
+): void {
+  if (found !== expected) {
+    throw new Violation(invariant, `${what} is ${found}, expected ${expected}`);
+  }
+}
+
 function show(value: unknown): string {
   return typeof value === "object" ? JSON.stringify(value) : String(value);
 }

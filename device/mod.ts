@@ -7,7 +7,9 @@
 
 // What the device's interfaces are made of.
 export {
+  type BatchDeviceQueue,
   Chain,
+  ChainBatch,
   type DeviceQueue,
   GuestMemory,
   type GuestRegion,

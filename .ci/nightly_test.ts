@@ -57,6 +57,8 @@ Deno.test("The nightly workflow runs every shard of one campaign and merges them
     assertEquals(args.shard, { index: shard, of: shards.length });
     assertEquals(args.out, "results");
   }
+  // The walks are split alike.
+  assertEquals(jobs.walk!.strategy!.matrix.shard, shards);
   assertEquals(merge!.needs, "campaign");
   const merging = parsePropsArgs(propsWords(merge!, {}), ["a"]);
   assert(merging !== "help");

@@ -72,13 +72,12 @@ function tellFinding(
   if (script !== null) {
     const path = `${folder}/${counterexampleName(name, script)}`;
     Deno.writeTextFileSync(path, encodeCounterexample(name, script, finding));
-    lines.push(`or by the file that keeps it:`);
+    lines.push("or by the file that keeps it:");
     lines.push(`  deno task props --replay ${path}`);
   }
   lines.push(`The scripts among which it was found (batch ${batch}):`);
   lines.push(
     `  deno task props --only ${name} --seed ${seed} --runs ${BATCH_RUNS}`,
-    "",
   );
   return lines;
 }
@@ -235,9 +234,8 @@ async function replay(text: string): Promise<number> {
   const { property, script } = kept;
   try {
     const { buffers } = replayScript(kept, PROPERTIES);
-    const { length } = script.steps;
     console.log(
-      `${property} holds on this script (${length} steps, ${buffers} buffers)`,
+      `${property} holds on this script (steps: ${script.steps.length}, buffers: ${buffers})`,
     );
     return OK;
   } catch (error) {

@@ -184,7 +184,10 @@ Deno.test("props takes a script again that was kept", async () => {
     encodeToken("queue/packed", SCRIPT),
   );
   assertEquals(code, 0);
-  assertEquals(out, "queue/packed holds on this script (4 steps, 1 buffers)\n");
+  assertEquals(
+    out,
+    "queue/packed holds on this script (steps: 4, buffers: 1)\n",
+  );
 });
 
 Deno.test("props prints and keeps a script that fails on a planted bug, and takes it again", async () => {

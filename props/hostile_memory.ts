@@ -4,7 +4,7 @@
  * @module
  */
 
-import type { MemoryRegion } from "../ring/memory.ts";
+import { GuestMemory, type MemoryRegion } from "../ring/memory.ts";
 
 const CANARY_BYTES = 4096;
 const CANARY = 0xc5;
@@ -21,6 +21,45 @@ export const HOSTILE_REGIONS: readonly {
 export const HOSTILE_AREA = 0x17_0000;
 /** Bytes of it. */
 export const HOSTILE_AREA_BYTES = 0x1_0000;
+
+/** How often a device has asked where an address is. */
+export class AccessCount {
+  /** Addresses that were looked up. */
+  lookups = 0;
+  /** What was found outside its region, in words, or null. */
+  outside: string | null = null;
+}
+
+/** The same memory, whose accesses are counted: nothing of it is reached but by an address that was looked up. */
+export class CountingMemory extends GuestMemory {
+  readonly #count: AccessCount;
+
+  /** Takes the regions of `memory`. */
+  constructor(memory: GuestMemory, count: AccessCount) {
+    super(memory.regions.map(({ guestAddress, size, bytes, hostAddress }) => ({
+      guestAddress,
+      size,
+      buffer: bytes.buffer,
+      byteOffset: bytes.byteOffset,
+      hostAddress,
+    })));
+    this.#count = count;
+  }
+
+  /** {@inheritDoc GuestMemory.locate} */
+  override locate(address: number): number {
+    const count = this.#count;
+    count.lookups++;
+    const index = super.locate(address);
+    const region = this.regions[index];
+    if (region === undefined) return index;
+    const { guestAddress, size } = region;
+    const right = this.foundOffset === address - guestAddress &&
+      this.foundRoom === size - this.foundOffset && this.foundRoom > 0;
+    if (!right) count.outside ??= `address ${address} of region ${index}`;
+    return index;
+  }
+}
 
 /** Two regions of guest memory, with bytes before, between and behind that nobody may write. */
 export class HostileMemory {

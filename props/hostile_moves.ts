@@ -141,6 +141,7 @@ function writeTable(rig: HostileRig, pick: Pick, address: number): number {
 /** Writes any words into any area of any queue: what comes of it is the guest's own fault. */
 export function spoilRings(rig: HostileRig, pick: Pick, count: number): void {
   const packed = rig.virtio.ringFormat === "packed";
+  rig.spoiled = true;
   for (let i = 0; i < count; i++) {
     const { descriptorArea, driverArea, deviceArea, size } = rig
       .configs[pick(8) === 0 ? 2 : pick(2)]!;

@@ -55,8 +55,14 @@ import { layOutQueue, makeDriverQueue } from "./guest/driver_queue.ts";
 import type { GuestConnection } from "./guest/guest_connection.ts";
 import { MemoryArena } from "./guest/memory_arena.ts";
 import { VsockDriver } from "./guest/vsock_driver.ts";
-import { HOSTILE_REGIONS, HostileMemory } from "./hostile_memory.ts";
+import {
+  AccessCount,
+  CountingMemory,
+  HOSTILE_REGIONS,
+  HostileMemory,
+} from "./hostile_memory.ts";
 import { QueueWatch, WatchedQueue } from "./hostile_queue.ts";
+import { Violation } from "./violation.ts";
 
 /** What a rig is made of. */
 export type HostileOptions = {
@@ -89,12 +95,35 @@ const MAX_LOOKS = 1024;
 const MAX_PROCESS_MS = 5_000;
 /** Kinds of faults that there are at most, whatever a guest does. */
 const MAX_FAULT_KINDS = 64;
+/** Answers to packets of no connection. */
+const MAX_ANSWERS = 256;
+const BUF_ALLOC = 16_384;
+/** Characters of a snapshot: what is buffered, in base64, and what is said of each connection and answer. */
+const MAX_SAVED = MAX_CONNECTIONS * (2 * BUF_ALLOC + 4000) + MAX_ANSWERS * 200;
+/** Addresses of a buffer: its table, and as many entries as that may have. */
+const MAX_BUFFER_LOOKUPS = 1 + 1024;
+/** Addresses where queues are set up. */
+const SET_UP_LOOKUPS = 32;
 const USER_START = 0x7f00_0000_0000;
 
+/** What must hold whatever a guest does. */
+export type HostileInvariant =
+  | "no-throw"
+  | "bounded-steps"
+  | "own-memory"
+  | "no-growth"
+  | "healthy-or-reset";
+
 /** A thing that the device must never do. */
-export class HostileFinding extends Error {
+export class HostileFinding extends Violation {
   /** `"HostileFinding"`. */
   override readonly name = "HostileFinding";
+
+  /** @param invariant Which it breaks. @param message What it did. @param cause What was thrown. */
+  constructor(invariant: HostileInvariant, message: string, cause?: unknown) {
+    super(invariant, message);
+    this.cause = cause;
+  }
 }
 
 /** A device, a driver that is lawful but for what a test spoils, and what neither may touch. */
@@ -110,8 +139,17 @@ export class HostileRig {
   driverProblem: unknown = null;
   /** Times that a front-end was told of a broken ring. */
   ringErrors = 0;
+  /**
+   * A ring was changed by its guest, or put elsewhere by its front-end, since the last `restart()`: packets may
+   * come again, so that bytes of the healthy connection are not compared.
+   */
+  spoiled = false;
   /** Calls of `process()`. */
   passes = 0;
+  /** The most addresses that were looked up between two looks at them. */
+  mostLookups = 0;
+  /** The longest snapshot, in characters. */
+  mostSaved = 0;
 
   readonly #options: HostileOptions;
   readonly #host: LoopbackHost;
@@ -119,7 +157,8 @@ export class HostileRig {
   readonly #watch: QueueWatch = new QueueWatch();
   readonly #programs: LoopbackConn[] = [];
   readonly #works: (() => void)[] = [];
-  readonly #assembler: MessageAssembler = new MessageAssembler();
+  readonly #count: AccessCount = new AccessCount();
+  #assembler: MessageAssembler = new MessageAssembler();
   #session: VhostUserSession | null = null;
   #fd = 100;
   #kicked: number[] = [];
@@ -142,7 +181,7 @@ export class HostileRig {
     this.vsock = new VsockDevice({
       guestCid: GUEST_CID,
       host: this.#host,
-      bufAlloc: 16_384,
+      bufAlloc: BUF_ALLOC,
       maxConnections: MAX_CONNECTIONS,
       now: () => this.#now,
     });
@@ -150,6 +189,9 @@ export class HostileRig {
       strongOrdering: options.strongOrdering,
     });
     this.vsock.attach(this.virtio);
+    const setMemory = this.virtio.setMemory.bind(this.virtio);
+    this.virtio.setMemory = (memory) =>
+      setMemory(new CountingMemory(memory, this.#count));
     this.#host.attach({
       connect: (port, answer) => this.vsock.connect(port, answer),
       process: () => this.#process(),
@@ -170,6 +212,11 @@ export class HostileRig {
       (this.virtio.status & VIRTIO_CONFIG_S_NEEDS_RESET) !== 0;
   }
 
+  /** True where the front-end has started both queues of packets and not stopped them, as far as it knows. */
+  get startedQueues(): boolean {
+    return this.#session === null;
+  }
+
   /** Resets the device and starts a new driver over clean memory, which connects. */
   restart(): void {
     if (this.#session === null) this.virtio.reset();
@@ -177,6 +224,7 @@ export class HostileRig {
     this.#session = null;
     this.#kicked = [];
     this.driverProblem = null;
+    this.spoiled = false;
     this.ringErrors = 0;
     this.memory.clear();
     this.#watch.clear();
@@ -210,7 +258,8 @@ export class HostileRig {
     this.#connect();
   }
 
-  #features(): bigint {
+  /** What its driver accepts. */
+  get driverFeatures(): bigint {
     const bits = [
       VIRTIO_F_VERSION_1,
       VIRTIO_F_INDIRECT_DESC,
@@ -225,7 +274,7 @@ export class HostileRig {
     virtio.connect({ interrupt: () => {}, configChanged: () => {} });
     virtio.setMemory(new GuestMemory(this.memory.regions));
     virtio.setStatus(1 | 2);
-    virtio.setFeatures(this.#features());
+    virtio.setFeatures(this.driverFeatures);
     virtio.setStatus(1 | 2 | 8);
     for (const [index, config] of this.configs.entries()) {
       const { size, descriptorArea, driverArea, deviceArea } = config;
@@ -242,10 +291,11 @@ export class HostileRig {
   }
 
   #startSession(): void {
+    this.#assembler = new MessageAssembler();
     this.#session = new VhostUserSession(this.virtio, this.#ports());
     const protocol = featureMask(VHOST_USER_PROTOCOL_F_REPLY_ACK) |
       featureMask(VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS);
-    const features = this.#features() | featureMask(30);
+    const features = this.driverFeatures | featureMask(30);
     this.say(VHOST_USER_SET_PROTOCOL_FEATURES, encodeU64(protocol));
     this.say(VHOST_USER_SET_OWNER);
     this.say(VHOST_USER_SET_FEATURES, encodeU64(features));
@@ -258,8 +308,13 @@ export class HostileRig {
 
   /** Sends a request, with `files` descriptors; false where it ended the session. */
   say(request: number, payload?: Uint8Array, files = 0): boolean {
+    return this.sayBytes(encodeRequest(request, payload, true), files);
+  }
+
+  /** Sends any bytes, with `files` descriptors; false where they ended the session. */
+  sayBytes(bytes: Uint8Array, files: number): boolean {
     const fds = Array.from({ length: files }, () => this.#fd++);
-    this.#assembler.push(encodeRequest(request, payload, true), fds);
+    this.#assembler.push(bytes, fds);
     try {
       for (;;) {
         const message = this.#assembler.next();
@@ -268,10 +323,19 @@ export class HostileRig {
       }
     } catch (error) {
       if (error instanceof VhostUserError && error.fatal) return false;
-      throw new HostileFinding(`request ${request} threw`, { cause: error });
+      throw new HostileFinding(
+        "no-throw",
+        `a message threw ${error}`,
+        error,
+      );
     } finally {
       this.#afterDevice();
     }
+  }
+
+  /** The next descriptors are those of regions, from `index` on. */
+  takeFiles(index: number): void {
+    this.#fd = 100 + index;
   }
 
   /** Sends the memory table with the first `count` regions. */
@@ -325,7 +389,10 @@ export class HostileRig {
       map: (fd, size, offset) => {
         const buffer = this.memory.buffers[fd - 100];
         const region = HOSTILE_REGIONS[fd - 100];
-        if (buffer === undefined || region?.size !== size || offset !== 0) {
+        if (
+          buffer === undefined || region === undefined || size > region.size ||
+          offset !== 0
+        ) {
           throw new VhostUserError("MAP_FAILED", "Memory access", "no file");
         }
         return {
@@ -396,11 +463,11 @@ export class HostileRig {
     try {
       more = this.vsock.process();
     } catch (error) {
-      throw new HostileFinding("process() threw", { cause: error });
+      throw new HostileFinding("no-throw", `process() threw ${error}`, error);
     }
     const ms = performance.now() - before;
     if (ms > MAX_PROCESS_MS) {
-      throw new HostileFinding(`process() took ${ms} ms`);
+      throw new HostileFinding("bounded-steps", `process() took ${ms} ms`);
     }
     this.#afterDevice();
     if (this.#checkWrites) this.#checkWritten();
@@ -410,20 +477,32 @@ export class HostileRig {
   #afterDevice(): void {
     const watch = this.#watch;
     if (watch.looks > MAX_LOOKS) {
-      throw new HostileFinding(`a pass looked ${watch.looks} times`);
+      const text = `a pass looked ${watch.looks} times`;
+      throw new HostileFinding("bounded-steps", text);
     }
+    const { lookups, outside } = this.#count;
+    this.#count.lookups = 0;
+    this.mostLookups = Math.max(this.mostLookups, lookups);
+    // A buffer is no longer than its ring, or than a table may be.
+    if (lookups > SET_UP_LOOKUPS + watch.looks * MAX_BUFFER_LOOKUPS) {
+      const text = `${lookups} addresses in ${watch.looks} looks`;
+      throw new HostileFinding("bounded-steps", text);
+    }
+    if (outside !== null) throw new HostileFinding("own-memory", outside);
     const where = this.memory.brokenCanary();
     if (where !== null) {
       throw new HostileFinding(
+        "own-memory",
         `memory outside the regions was written: ${where}`,
       );
     }
     const { connectionCount, diagnostics } = this.vsock;
     if (connectionCount > MAX_CONNECTIONS) {
-      throw new HostileFinding(`there are ${connectionCount} connections`);
+      throw new HostileFinding("no-growth", `${connectionCount} connections`);
     }
     if (diagnostics.counters.size > MAX_FAULT_KINDS) {
-      throw new HostileFinding(`${diagnostics.counters.size} kinds of faults`);
+      const text = `${diagnostics.counters.size} kinds of faults`;
+      throw new HostileFinding("no-growth", text);
     }
   }
 
@@ -442,15 +521,21 @@ export class HostileRig {
     }
     const at = memory.firstForbidden();
     if (at !== null) {
-      throw new HostileFinding(`the device wrote to guest address ${at}`);
+      throw new HostileFinding("own-memory", `it wrote to address ${at}`);
     }
   }
 
-  /** What waits for a receive buffer, in answers that belong to no connection. */
+  /** What the device keeps is bounded: answers that wait for a receive buffer, and all that a snapshot holds. */
   checkBounds(): void {
-    const saved = this.vsock.save().strays;
-    if (saved.length > 256) {
-      throw new HostileFinding(`${saved.length} answers wait`);
+    const saved = this.vsock.save();
+    if (saved.strays.length > MAX_ANSWERS) {
+      const text = `${saved.strays.length} answers wait`;
+      throw new HostileFinding("no-growth", text);
+    }
+    const { length } = JSON.stringify(saved);
+    this.mostSaved = Math.max(this.mostSaved, length);
+    if (length > MAX_SAVED) {
+      throw new HostileFinding("no-growth", `${length} characters are kept`);
     }
   }
 
@@ -489,12 +574,13 @@ export class HostileRig {
       if (this.#up.received === up && this.#down.received === down) return;
     }
     throw new HostileFinding(
+      "healthy-or-reset",
       `the healthy connection stands still: ${this.#up.received} of ${up} and ${this.#down.received} of ${down} bytes, ${
         this.#guest!.state
       }; status ${this.virtio.status}, ${
         JSON.stringify([...this.vsock.diagnostics.counters])
       }`,
-      { cause: this.driverProblem },
+      this.driverProblem,
     );
   }
 
@@ -507,14 +593,14 @@ export class HostileRig {
     const target = new Uint8Array(4096);
     if (this.#program !== null) {
       try {
-        receive(this.#up, this.#program.tryRead(target) ?? 0, target);
+        this.#receive(this.#up, this.#program.tryRead(target) ?? 0, target);
       } catch (error) {
         // A reset shows as bytes that do not arrive.
         if (error instanceof HostileFinding) throw error;
       }
     }
     if (this.#guest !== null) {
-      receive(this.#down, this.#guest.read(target), target);
+      this.#receive(this.#down, this.#guest.read(target), target);
     }
     const programs = this.#programs;
     for (let i = programs.length - 1; i >= 0; i--) {
@@ -532,6 +618,15 @@ export class HostileRig {
     this.driver.rawPackets.length = 0;
     this.driver.rawCompletions.length = 0;
     this.driver.violations.length = 0;
+  }
+
+  #receive(
+    way: { received: number },
+    count: number,
+    bytes: Uint8Array,
+  ): void {
+    if (!this.spoiled) compare(way.received, count, bytes);
+    way.received += count;
   }
 
   /** Ends it all. */
@@ -562,19 +657,14 @@ function pattern(from: number, to: number): Uint8Array {
   return bytes;
 }
 
-function receive(
-  way: { received: number },
-  count: number,
-  bytes: Uint8Array,
-): void {
+function compare(from: number, count: number, bytes: Uint8Array): void {
   for (let i = 0; i < count; i++) {
-    if (bytes[i] !== byteAt(way.received + i)) {
-      throw new HostileFinding(
-        `byte ${way.received + i} of the healthy connection is wrong`,
-      );
-    }
+    if (bytes[i] === byteAt(from + i)) continue;
+    throw new HostileFinding(
+      "healthy-or-reset",
+      `byte ${from + i} of the healthy connection is wrong`,
+    );
   }
-  way.received += count;
 }
 
 /** The device model with its queues watched. */

@@ -1,15 +1,5 @@
 import { assert } from "@std/assert";
-import {
-  VHOST_USER_ADD_MEM_REG,
-  VHOST_USER_GET_VRING_BASE,
-  VHOST_USER_REM_MEM_REG,
-  VHOST_USER_RESET_DEVICE,
-  VHOST_USER_SET_VRING_ENABLE,
-} from "../device/vhost_user/constants.ts";
-import {
-  encodeVringState,
-  parseVringState,
-} from "../device/vhost_user/message.ts";
+import { restless, unlawful } from "./hostile_front_end.ts";
 import { HOSTILE_AREA, HOSTILE_AREA_BYTES } from "./hostile_memory.ts";
 import { type Pick, sendHostile, spoilRings } from "./hostile_moves.ts";
 import { type HostileOptions, HostileRig } from "./hostile_rig.ts";
@@ -131,61 +121,6 @@ function sendHostileOrNothing(rig: HostileRig, pick: Pick): void {
   sendHostile(rig, pick, 1 + pick(4));
 }
 
-/** A front-end that is lawful but stops and starts rings, and moves memory, at any time. */
-function restless(rig: HostileRig, pick: Pick): void {
-  const index = pick(3);
-  const state = (num: number) => encodeVringState({ index, num });
-  switch (pick(4)) {
-    case 0:
-      rig.say(VHOST_USER_SET_VRING_ENABLE, state(0));
-      rig.step();
-      rig.say(VHOST_USER_SET_VRING_ENABLE, state(1));
-      break;
-    case 1: {
-      rig.say(VHOST_USER_GET_VRING_BASE, state(0));
-      const { num } = parseVringState(rig.lastReply);
-      rig.step();
-      rig.startRing(index, num);
-      break;
-    }
-    case 2:
-      rig.sendMemory();
-      break;
-    default:
-      rig.sendRegion(VHOST_USER_REM_MEM_REG, 1);
-      rig.step();
-      rig.sendRegion(VHOST_USER_ADD_MEM_REG, 1);
-  }
-}
-
-/** Any of its requests, unlawful ones among them. */
-function unlawful(rig: HostileRig, pick: Pick): void {
-  const index = pick(3);
-  switch (pick(6)) {
-    case 0:
-      rig.startRing(index, pick(0x1_0000_0000));
-      break;
-    case 1:
-      rig.say(
-        VHOST_USER_GET_VRING_BASE,
-        encodeVringState({ index, num: 0 }),
-      );
-      rig.startRing(index, pick(0x1_0000_0000), 16 * pick(0x8000));
-      break;
-    case 2:
-      rig.sendMemory(pick(3));
-      break;
-    case 3:
-      rig.say(VHOST_USER_RESET_DEVICE);
-      break;
-    case 4:
-      rig.sendRegion(VHOST_USER_REM_MEM_REG, pick(2));
-      break;
-    default:
-      restless(rig, pick);
-  }
-}
-
 Deno.test("VhostUserSession keeps a healthy connection while rings stop and start beside hostile packets", async () => {
   const lives = Math.ceil(LIVES / 2);
   const faults = await campaign(
@@ -264,6 +199,7 @@ Deno.test("VsockDevice bears rings that change under its hands, and works after 
           if (round % 2 === 0) ranges.push(...areas);
           else ranges.push(areas[pick(3)]!);
         }
+        rig.spoiled = true;
         await scribbler.start(rig.memory.buffers[0]!, seed + round, ranges);
         for (let step = 0; step < 40; step++) {
           sendHostileOrNothing(rig, pick);

@@ -6,6 +6,7 @@
 
 import { FACILITY_PROPERTY } from "./facility_properties.ts";
 import { HOSTILE_CHAIN_PROPERTY } from "./hostile_chain_properties.ts";
+import { HOSTILE_PROPERTIES } from "./hostile_properties.ts";
 import {
   INVARIANT_PROPERTIES,
   LARGE_QUEUE_PROPERTY,
@@ -21,5 +22,6 @@ export const PROPERTIES: readonly NamedProperty[] = [
   LARGE_QUEUE_PROPERTY,
   HOSTILE_CHAIN_PROPERTY,
   FACILITY_PROPERTY,
+  ...HOSTILE_PROPERTIES,
   ...VSOCK_PROPERTIES,
 ];

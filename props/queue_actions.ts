@@ -18,6 +18,8 @@ export type QueueWorld = {
   focus: string | null;
   /** The device is replaced after each step. */
   always: RestoreWay | null;
+  /** What the driver, and what the device, has seen of buffers, which have their numbers; null where nobody looks. */
+  history: { driver: string[]; device: string[] } | null;
 };
 
 /** What an `add()` without effect comes to. */
@@ -28,7 +30,7 @@ export function add(
   readable: readonly number[],
   writable: readonly number[],
   model: QueueModel,
-  { rig, run }: QueueWorld,
+  { rig, run, history }: QueueWorld,
 ): string {
   const lengths = [...readable, ...writable];
   const slots = model.slotsFor(lengths.length);
@@ -58,6 +60,7 @@ export function add(
         `add() has no room for ${slots} of ${model.free} free descriptors`,
       );
     }
+    history?.driver.push(NO_ROOM);
     return NO_ROOM;
   }
   if (slots > model.free) {
@@ -70,6 +73,7 @@ export function add(
     rig.spoilIds(model.published + model.places(model.staged), slots);
   }
   model.add({ token, ...buffer });
+  history?.driver.push(`added ${buffer.generation}`);
   if (model.isIndirect(lengths.length)) run.indirect = true;
   return `buffer ${token}`;
 }
@@ -78,7 +82,7 @@ export function add(
 export function fetch(
   count: number,
   model: QueueModel,
-  { rig }: QueueWorld,
+  { rig, history }: QueueWorld,
 ): string {
   const tokens: number[] = [];
   while (tokens.length < count) {
@@ -99,6 +103,8 @@ export function fetch(
     if (expected === undefined) break;
     model.fetch();
     rig.checkFetched(expected);
+    const owner = model.owners.get(token)!.generation;
+    history?.device.push(`fetched ${owner}: ${rig.seen(token)}`);
     tokens.push(token);
   }
   return names(tokens);
@@ -108,7 +114,7 @@ export function fetch(
 export function unpop(
   count: number,
   model: QueueModel,
-  { rig }: QueueWorld,
+  { rig, history }: QueueWorld,
 ): string {
   const tokens: number[] = [];
   while (tokens.length < count) {
@@ -116,6 +122,7 @@ export function unpop(
     if (last === undefined) break;
     rig.unpop(last.token);
     model.unpop(rig.restored);
+    history?.device.push(`gave back ${last.generation}`);
     tokens.push(last.token);
   }
   return names(tokens);
@@ -138,10 +145,12 @@ export function complete(
 }
 
 /** The device publishes what it has completed. */
-export function publishUsed(model: QueueModel, { rig }: QueueWorld): void {
+export function publishUsed(model: QueueModel, world: QueueWorld): void {
+  const { rig } = world;
   const news = model.completed.length > 0;
   const said = rig.device.publish();
   model.publishUsed();
+  world.history?.device.push(`published ${said}`);
   expectSame("progress", "device.publish()", said, news);
 }
 
@@ -149,7 +158,7 @@ export function publishUsed(model: QueueModel, { rig }: QueueWorld): void {
 export function reclaim(
   count: number,
   model: QueueModel,
-  { rig, run }: QueueWorld,
+  { rig, run, history }: QueueWorld,
 ): string {
   const tokens: number[] = [];
   while (tokens.length < count) {
@@ -174,6 +183,8 @@ export function reclaim(
       expected.written,
     );
     rig.checkReclaimed(expected);
+    const owner = model.owners.get(token)!.generation;
+    history?.driver.push(`got back ${owner}: ${rig.driver.usedLength}`);
     if (model.setup.inOrder && model.oldest !== expected) {
       throw new Violation(
         "use-order",

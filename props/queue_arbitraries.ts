@@ -18,7 +18,13 @@ const SIZES = {
   packed: [1, 2, 3, 5, 7, 8, 256],
 } as const;
 /** What copies all memory at each step does so with less of it. */
-const SMALL: readonly Focus[] = ["save-pure", "codec", "suspend", "reset"];
+const SMALL: readonly Focus[] = [
+  "save-pure",
+  "codec",
+  "suspend",
+  "reset",
+  "restore-run",
+];
 /** About what happens to a whole device. */
 const OF_DEVICES: readonly Focus[] = ["suspend", "reset"];
 const WAYS: readonly RestoreWay[] = [
@@ -76,12 +82,12 @@ function devices(focus: Focus): fc.Arbitrary<DeviceFeatures> {
   });
 }
 
-/** Set-ups of queues of one format, and every lawful subset of features. */
-export function setups(
+/** Set-ups of bare queues of one format. */
+export function bareSetups(
   format: "split" | "packed",
   focus: Focus,
 ): fc.Arbitrary<QueueSetup> {
-  const plain = fc.constantFrom(...SIZES[format]).chain((size) =>
+  return fc.constantFrom(...SIZES[format]).chain((size) =>
     fc.record({
       format: fc.constant(format),
       size: fc.constant(SMALL.includes(focus) && size > 8 ? 8 : size),
@@ -93,6 +99,14 @@ export function setups(
       start: starts(format, size),
     })
   );
+}
+
+/** Set-ups of queues of one format, and every lawful subset of features. */
+export function setups(
+  format: "split" | "packed",
+  focus: Focus,
+): fc.Arbitrary<QueueSetup> {
+  const plain = bareSetups(format, focus);
   const ofDevice = fc.tuple(plain, devices(focus)).map(([setup, device]) => ({
     ...setup,
     device,
@@ -172,6 +186,15 @@ const MORE: Readonly<Partial<Record<Invariant, Partial<Weights>>>> = {
     restore: 4,
     restoreAlways: 0,
   },
+  "restore-run": {
+    fetch: 14,
+    restore: 9,
+    restoreAlways: 0,
+    crash: 0,
+    queueReset: 0,
+    suspend: 0,
+    resume: 0,
+  },
   "reset": { queueReset: 8 },
   "suspend": { suspend: 6, resume: 4 },
 };
@@ -186,9 +209,10 @@ const LARGE: Partial<Weights> = {
   restoreAlways: 0,
 };
 
-/** Steps, as often as the focus, or a large queue, wants them. */
+/** Steps, as often as the focus, or a large queue, wants them, `without` some. */
 export function steps(
   focus: Focus | "large",
+  without: readonly QueueStep["do"][] = [],
 ): fc.WeightedArbitrary<QueueStep>[] {
   const lengths = fc.array(fc.nat(MAX_SEGMENT), { maxLength: 4, size: "max" });
   const few = fc.nat(3);
@@ -236,10 +260,12 @@ export function steps(
     ...WEIGHTS,
     ...(focus === null ? {} : focus === "large" ? LARGE : MORE[focus]),
   };
-  return (Object.keys(arbitraries) as QueueStep["do"][]).map((kind) => ({
-    weight: weights[kind],
-    arbitrary: arbitraries[kind].map((fields) =>
-      ({ do: kind, ...fields }) as unknown as QueueStep
-    ),
-  }));
+  return (Object.keys(arbitraries) as QueueStep["do"][])
+    .filter((kind) => !without.includes(kind))
+    .map((kind) => ({
+      weight: weights[kind],
+      arbitrary: arbitraries[kind].map((fields) =>
+        ({ do: kind, ...fields }) as unknown as QueueStep
+      ),
+    }));
 }

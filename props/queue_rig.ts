@@ -31,11 +31,6 @@ const UNTOUCHED = 0xa5;
 const RING_START = 0x10_0000;
 const DATA_START = 0x4000_0000;
 
-/** What the driver puts into byte `i` of a readable segment at `address`. */
-function offered(generation: number, address: number, i: number): number {
-  return (generation * 167 + address * 7 + i * 31 + 13) & 0xff;
-}
-
 /** What the device puts into byte `i` of the writable part. */
 function answered(generation: number, i: number): number {
   return (generation * 59 + i * 17 + 101) & 0xff;
@@ -225,6 +220,12 @@ export class QueueRig {
     return this.#view.getUint16(this.config.deviceArea - RING_START + 2, true);
   }
 
+  /** What its devices can write. */
+  get buffers(): ArrayBufferLike[] {
+    const region = this.#region === null ? [] : [this.#region.buffer];
+    return [this.#bytes.buffer, ...region];
+  }
+
   /** A copy of all memory, with the region of buffers in flight. */
   copyMemory(): Uint8Array {
     const region = this.#region ?? new Uint8Array(0);
@@ -269,7 +270,7 @@ export class QueueRig {
     for (const { address, length, writable } of segments) {
       for (let i = 0; i < CELL; i++) {
         this.#bytes[this.#at(address + i)] = !writable && i < length
-          ? offered(generation, address, i)
+          ? this.#offered(generation, address, i)
           : UNTOUCHED;
       }
       if (writable) list.addWritable(address, length);
@@ -324,6 +325,15 @@ export class QueueRig {
     return chain.token;
   }
 
+  /** Which segments a fetched buffer has, and the bytes in the readable ones. */
+  seen(token: number): string {
+    const chain = this.#chains.get(token)!;
+    const bytes = new Uint8Array(chain.readableBytes);
+    chain.read(bytes);
+    const { count, readable, readableBytes, writableBytes } = chain;
+    return `${readable} of ${count} segments, ${readableBytes} and ${writableBytes} bytes, ${bytes}`;
+  }
+
   /** Checks that the chain of a fetched buffer is what the driver offered, byte by byte. */
   checkFetched({ token, generation, segments }: Exposed): void {
     const chain = this.#chains.get(token)!;
@@ -358,7 +368,7 @@ export class QueueRig {
     let at = 0;
     for (const { address, length, writable } of segments) {
       for (let i = 0; i < length && !writable; i++, at++) {
-        if (bytes[at] !== offered(generation, address, i)) {
+        if (bytes[at] !== this.#offered(generation, address, i)) {
           throw new Violation("bytes", `buffer ${token}: readable byte ${at}`);
         }
       }
@@ -415,7 +425,9 @@ export class QueueRig {
     for (const { address, length, writable } of segments) {
       for (let i = 0; i < CELL; i++) {
         let expected = UNTOUCHED;
-        if (i < length && !writable) expected = offered(generation, address, i);
+        if (i < length && !writable) {
+          expected = this.#offered(generation, address, i);
+        }
         if (i < length && writable) {
           if (at < wrote) expected = answered(generation, at);
           at++;
@@ -439,7 +451,7 @@ export class QueueRig {
       for (let i = 0; i < CELL; i++) {
         const found = this.#bytes[this.#at(address + i)];
         const expected = i < length
-          ? offered(generation, address, i)
+          ? this.#offered(generation, address, i)
           : UNTOUCHED;
         if ((i < length && writable) || found === expected) continue;
         throw new Violation(
@@ -454,6 +466,12 @@ export class QueueRig {
   #drop(token: number): void {
     this.#spare.push(this.#chains.get(token)!);
     this.#chains.delete(token);
+  }
+
+  /** What the driver puts into byte `i` of a readable segment; it depends on its place, and not on where the data lie. */
+  #offered(generation: number, address: number, i: number): number {
+    const place = address - this.#dataStart;
+    return (generation * 167 + place * 7 + i * 31 + 13) & 0xff;
   }
 
   #at(address: number): number {

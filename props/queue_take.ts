@@ -48,6 +48,7 @@ export function openQueue(
     lines: [],
     focus,
     always: null,
+    history: null,
   };
   const { host } = world.rig;
   if (host !== null) host.whenStopped = () => giveBack(model, world);
@@ -64,7 +65,9 @@ export function takeStep(
   world: QueueWorld,
 ): string {
   world.lines.push(describe(step));
-  const outcome = perform(step, model, world);
+  const outcome: string | undefined = perform(step, model, world);
+  // A kept script may be older than the steps.
+  if (outcome === undefined) throw new TypeError("there is no such step");
   const last = world.lines.length - 1;
   world.lines[last] += outcome === "" ? "" : `: ${outcome}`;
   compare(model, world);

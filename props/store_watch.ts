@@ -1,0 +1,93 @@
+/**
+ * A look at what code reads and writes in some buffers, which can be stopped after any store.
+ *
+ * @module
+ */
+
+/** The end of a device, after a store. */
+export class Stopped extends Error {}
+
+const ARRAYS = ["Uint8Array", "Uint16Array", "Uint32Array"] as const;
+type Global = Record<string, unknown>;
+
+function isIndex(key: string): boolean {
+  const first = key.charCodeAt(0);
+  return first >= 48 && first <= 57;
+}
+
+/** Counts loads from and stores to buffers, by whatever typed arrays are made over them in `during()`. */
+export class StoreWatch {
+  /** Loads so far. */
+  loads = 0;
+  /** Stores so far. */
+  stores = 0;
+  /** After how many further stores {@link Stopped} is thrown. */
+  left: number = Infinity;
+  readonly #buffers: ReadonlySet<unknown>;
+  readonly #real: WeakMap<object, object> = new WeakMap();
+
+  /** Watches `buffers`. */
+  constructor(...buffers: ArrayBufferLike[]) {
+    this.#buffers = new Set(buffers);
+  }
+
+  /** Runs a piece of a device, which has made all its arrays in such pieces. */
+  during<T>(body: () => T): T {
+    const world = globalThis as unknown as Global;
+    const saved = ARRAYS.map((name) => world[name]);
+    for (const name of ARRAYS) {
+      world[name] = new Proxy(world[name] as new () => object, {
+        construct: (target, args) => {
+          const array = Reflect.construct(target, args) as object;
+          return this.#buffers.has(args[0]) ? this.#spy(array) : array;
+        },
+      });
+    }
+    const { load, store } = Atomics;
+    const atomics = Atomics as unknown as Global;
+    atomics.load = (array: Uint16Array, index: number) => {
+      const real = this.#real.get(array);
+      if (real === undefined) return load(array, index);
+      this.loads++;
+      return load(real as Uint16Array, index);
+    };
+    atomics.store = (array: Uint16Array, index: number, value: number) => {
+      const real = this.#real.get(array);
+      store((real ?? array) as Uint16Array, index, value);
+      if (real !== undefined) this.#stored();
+      return value;
+    };
+    try {
+      return body();
+    } finally {
+      for (const [i, name] of ARRAYS.entries()) world[name] = saved[i];
+      atomics.load = load;
+      atomics.store = store;
+    }
+  }
+
+  #stored(): void {
+    this.stores++;
+    if (--this.left <= 0) {
+      this.left = Infinity;
+      throw new Stopped();
+    }
+  }
+
+  #spy(array: object): object {
+    const spy = new Proxy(array, {
+      get: (target, key) => {
+        const value = Reflect.get(target, key, target) as unknown;
+        if (typeof key === "string" && isIndex(key)) this.loads++;
+        return typeof value === "function" ? value.bind(target) : value;
+      },
+      set: (target, key, value) => {
+        Reflect.set(target, key, value, target);
+        this.#stored();
+        return true;
+      },
+    });
+    this.#real.set(spy, array);
+    return spy;
+  }
+}

@@ -232,5 +232,13 @@ Deno.test("props prints and keeps a script that fails on a planted bug, and take
     const same = await planted(...batch);
     assertEquals(same.code, 1);
     assert(same.out.includes(`--replay ${word}`));
+    // The number of threads changes neither what is found nor what counts.
+    const row = /^queue\/packed +(\d+) .* FAILED$/m;
+    const [, runs] = row.exec(found.out)!;
+    for (const jobs of ["1", "3"]) {
+      const other = await planted(...words, "--jobs", jobs);
+      assertEquals(row.exec(other.out)![1], runs);
+      assert(other.out.includes(`--replay ${word}`));
+    }
   });
 });

@@ -29,6 +29,8 @@ Usage: deno task device --socket PATH --uds-path PATH [options]
                        connection to host port P goes to the program that listens at PATH_P
   --guest-cid N        context identifier of the guest, 3 to 4294967294 [default: ${DEFAULT_GUEST_CID}]
   --ring FORMAT        auto, split or packed [default: auto]
+  --seqpacket on|off   offer seqpacket sockets beside streams [default: on]; host programs connect
+                       by a SOCK_SEQPACKET socket to PATH.seqpacket, or listen by one at PATH_P
   --log-level LEVEL    error, warn, info or debug [default: info]
   --allow-host-port N  host port that the guest may connect to; may be repeated [default: all]
   --allow-guest-port N guest port that host programs may connect to; may be repeated [default: all]
@@ -57,6 +59,7 @@ const FLAGS: ReadonlySet<string> = new Set([
   "--uds-path",
   "--guest-cid",
   "--ring",
+  "--seqpacket",
   "--log-level",
   "--allow-host-port",
   "--allow-guest-port",
@@ -124,6 +127,9 @@ export function parseArguments(args: readonly string[]): Invocation {
         "split",
         "packed",
       ]),
+      seqpackets:
+        choice("--seqpacket", one("--seqpacket") ?? "on", ["on", "off"]) ===
+          "on",
       logLevel: choice<LogLevel>(
         "--log-level",
         one("--log-level") ?? "info",

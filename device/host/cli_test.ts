@@ -90,6 +90,7 @@ Deno.test("parseArguments() takes every option in both forms", () => {
     ["--uds-path", "--c"],
     ["--guest-cid", "0x10"],
     ["--ring", "packed"],
+    ["--seqpacket", "off"],
     ["--log-level", "debug"],
     ["--allow-host-port", "1"],
     ["--allow-host-port", "2"],
@@ -107,6 +108,7 @@ Deno.test("parseArguments() takes every option in both forms", () => {
         udsPath: "--c",
         guestCid: 16,
         ring: "packed",
+        seqpackets: false,
         logLevel: "debug",
         allowedHostPorts: [1, 2],
         allowedGuestPorts: [4294967294],
@@ -133,6 +135,7 @@ Deno.test("parseArguments() names the mistake", () => {
     [[...good, "--guest-cid", "three"], "--guest-cid three:"],
     [[...good, "--guest-cid", " 3"], "--guest-cid  3:"],
     [[...good, "--ring", "round"], "--ring round: not one of auto"],
+    [[...good, "--seqpacket", "1"], "--seqpacket 1: not one of on"],
     [[...good, "--log-level", "all"], "--log-level all: not one of"],
     [[...good, "--allow-host-port", "x"], "--allow-host-port x:"],
     [[...good, "--verbose"], "unknown option --verbose"],
@@ -229,7 +232,7 @@ Deno.test("The device's command line takes over from one that was killed", async
     const first = await start(dir);
     first.child.kill("SIGKILL");
     await finish(first.child);
-    assertEquals([...Deno.readDirSync(dir)].length, 2);
+    assertEquals([...Deno.readDirSync(dir)].length, 3);
     const second = await start(dir);
     assertStringIncludes(second.line, "listening on");
     second.child.kill("SIGTERM");

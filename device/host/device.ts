@@ -32,6 +32,11 @@ export type DeviceOptions = {
   guestCid?: number;
   /** Ring formats that are offered. `"auto"`, both, unless told. */
   ring?: RingChoice;
+  /**
+   * Offer seqpacket sockets beside streams. True unless told. Host programs use SOCK_SEQPACKET sockets:
+   * they connect to `udsPath` with `.seqpacket` behind it, or listen where they would for streams.
+   */
+  seqpackets?: boolean;
   /** The least level that `onLog` is given. `"info"` unless told. */
   logLevel?: LogLevel;
   /** Takes the log; nobody unless told. */
@@ -160,6 +165,7 @@ export async function startDevice(
       udsPath: options.udsPath,
       guestCid: options.guestCid ?? DEFAULT_GUEST_CID,
       ring: options.ring ?? "auto",
+      seqpackets: options.seqpackets ?? true,
       allowedHostPorts: options.allowedHostPorts,
       allowedGuestPorts: options.allowedGuestPorts,
     },

@@ -22,6 +22,8 @@ export type DeviceHostOptions = {
   guestCid: number;
   /** Ring formats that are offered. */
   ring: RingChoice;
+  /** Offer seqpacket sockets; yes unless told. */
+  seqpackets?: boolean;
   /** Host ports that the guest may connect to; all unless told. */
   allowedHostPorts?: readonly number[];
   /** Guest ports that host programs may connect to; all unless told. */
@@ -56,6 +58,7 @@ export class DeviceHost implements LoopWork {
         guestCid: options.guestCid,
         host: this.#backend,
         diagnostics,
+        seqpackets: options.seqpackets,
         now: loop.now,
       });
       const device = new VirtioDevice(this.#vsock, {

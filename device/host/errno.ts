@@ -32,6 +32,10 @@ export const EMFILE = 24;
 export const EPIPE = 32;
 /** Not a socket. */
 export const ENOTSOCK = 88;
+/** A message is longer than the socket can take. */
+export const EMSGSIZE = 90;
+/** The socket at a path is of another type. */
+export const EPROTOTYPE = 91;
 /** The path is taken. */
 export const EADDRINUSE = 98;
 /** The other end closed without reading all. */
@@ -60,7 +64,8 @@ const NAMES: Readonly<Record<number, string>> = {
   30: "EROFS",
   [EPIPE]: "EPIPE",
   [ENOTSOCK]: "ENOTSOCK",
-  91: "EPROTOTYPE",
+  [EMSGSIZE]: "EMSGSIZE",
+  [EPROTOTYPE]: "EPROTOTYPE",
   [EADDRINUSE]: "EADDRINUSE",
   [ECONNRESET]: "ECONNRESET",
   [ENOBUFS]: "ENOBUFS",

@@ -19,10 +19,13 @@ import { addressOf, errno, fixedBytes, libc } from "./ffi.ts";
 
 const AF_UNIX = 1;
 const SOCK_STREAM = 1;
+const SOCK_SEQPACKET = 5;
 const SOCK_NONBLOCK = 0o4000;
 const SOCK_CLOEXEC = 0o2000000;
 const SOL_SOCKET = 1;
 const SO_TYPE = 3;
+const SO_SNDBUF = 7;
+const SO_PASSCRED = 16;
 const SCM_RIGHTS = 1;
 const MSG_PEEK = 0x2;
 const MSG_CTRUNC = 0x8;
@@ -42,8 +45,14 @@ export const SHUT_WR = 1;
 /** {@link shutdownSocket}: neither. */
 export const SHUT_RDWR = 2;
 
+/** Type of a Unix socket. */
+export type SocketKind = "stream" | "seqpacket";
+
 /** Longest path of a Unix socket, in bytes: `sun_path` less its final zero. */
 export const MAX_SOCKET_PATH_BYTES = 107;
+
+/** Send buffer that a seqpacket socket asks for; the system grants up to twice `net.core.wmem_max`. */
+const MESSAGE_BUFFER_BYTES = 1 << 20;
 
 /** Bytes of `struct sockaddr_un` before its path. */
 const SUN_PATH = 2;
@@ -78,12 +87,13 @@ function requireAddress(path: string, action: string): Uint8Array<ArrayBuffer> {
   return address;
 }
 
-function newSocket(): number {
-  return libc().socket(
-    AF_UNIX,
-    SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC,
-    0,
-  );
+function typeOf(kind: SocketKind): number {
+  const type = kind === "stream" ? SOCK_STREAM : SOCK_SEQPACKET;
+  return type | SOCK_NONBLOCK | SOCK_CLOEXEC;
+}
+
+function newSocket(kind: SocketKind): number {
+  return libc().socket(AF_UNIX, typeOf(kind), 0);
 }
 
 /** A socket that listens at a path, and the file that it made there. */
@@ -104,16 +114,20 @@ export type Listener = {
  * @throws {TypeError} when something else is there: a live socket, or a file that is no socket.
  * @throws {SystemError} when the system refuses.
  */
-export function listenAt(path: string, backlog: number): Listener {
+export function listenAt(
+  path: string,
+  backlog: number,
+  kind: SocketKind = "stream",
+): Listener {
   const address = requireAddress(path, "listen at");
   const c = libc();
-  const fd = check(newSocket(), "create a socket");
+  const fd = check(newSocket(kind), "create a socket");
   try {
     // bind() gives the file the mode of the socket, so that there is no moment with a wider one.
     check(c.fchmod(fd, 0o600), "set the mode of a socket");
     let result = c.bind(fd, address, address.length);
     if (result < 0 && errno() === EADDRINUSE) {
-      removeStale(path);
+      removeStale(path, kind);
       result = c.bind(fd, address, address.length);
     }
     check(result, `listen at ${path}`);
@@ -139,13 +153,13 @@ export function listenAt(path: string, backlog: number): Listener {
   }
 }
 
-function removeStale(path: string): void {
+function removeStale(path: string, kind: SocketKind): void {
   if (!Deno.lstatSync(path).isSocket) {
     throw new TypeError(
       `Cannot listen at ${path}: a file that is no socket is there`,
     );
   }
-  const probe = connectTo(path);
+  const probe = connectTo(path, kind);
   if (probe >= 0) libc().close(probe);
   if (probe === -ECONNREFUSED) Deno.removeSync(path);
   else if (probe !== -ENOENT) {
@@ -159,11 +173,11 @@ function removeStale(path: string): void {
  * Connects to a Unix socket without waiting; returns the descriptor, or a negative errno:
  * `-EAGAIN` when the listener's backlog is full, `-ENOENT` also for a path that is too long.
  */
-export function connectTo(path: string): number {
+export function connectTo(path: string, kind: SocketKind = "stream"): number {
   const address = socketAddress(path);
   if (address === null) return -ENOENT;
   const c = libc();
-  const fd = newSocket();
+  const fd = newSocket(kind);
   if (fd < 0) return -errno();
   for (;;) {
     if (c.connect(fd, address, address.length) === 0) return fd;
@@ -190,18 +204,25 @@ export function acceptFrom(listener: number): number {
 }
 
 /** Two connected sockets. */
-export function socketPair(): [number, number] {
+export function socketPair(kind: SocketKind = "stream"): [number, number] {
   const pair = new Int32Array(new ArrayBuffer(8));
   check(
-    libc().socketpair(
-      AF_UNIX,
-      SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC,
-      0,
-      pair,
-    ),
+    libc().socketpair(AF_UNIX, typeOf(kind), 0, pair),
     "create a pair of sockets",
   );
   return [pair[0]!, pair[1]!];
+}
+
+/**
+ * Prepares a seqpacket socket: every message, an empty one as well, comes with its sender's
+ * credentials, and long ones may be sent, as far as the system allows.
+ */
+export function prepareMessageSocket(fd: number): void {
+  const c = libc();
+  const value = new Int32Array(new ArrayBuffer(4)).fill(1);
+  c.setsockopt(fd, SOL_SOCKET, SO_PASSCRED, value, 4);
+  value[0] = MESSAGE_BUFFER_BYTES;
+  c.setsockopt(fd, SOL_SOCKET, SO_SNDBUF, value, 4);
 }
 
 /** Tells whether `fd` is a socket. */

@@ -6,6 +6,8 @@
  * |---|---|
  * | host program to guest port P | to `UDS`, sends `CONNECT P\n`, reads `OK <host port>\n` once the guest has accepted; then bytes flow |
  * | guest to host port P | the device connects to `UDS_P`, where the host program listens |
+| host program to guest port P, by a seqpacket socket | to `UDS.seqpacket`, a SOCK_SEQPACKET socket; both lines are messages |
+| guest to host port P, by a seqpacket socket | the same `UDS_P`, where a SOCK_SEQPACKET socket listens |
  *
  * A host program that the guest does not accept, or that does not keep to this, reads end of file.
  *
@@ -16,8 +18,12 @@ import type { Diagnostics } from "../diagnostics.ts";
 import type {
   ConnectAnswer,
   ConnectRequest,
+  HostMessages,
   HostSide,
   HostStream,
+  MessageEvents,
+  MessagesAnswer,
+  MessagesRequest,
   PendingConnect,
   StreamEvents,
 } from "../vsock/host.ts";
@@ -51,9 +57,16 @@ import {
   sendBytes,
   SHUT_RDWR,
   shutdownSocket,
+  type SocketKind,
   socketPathBytes,
 } from "./socket.ts";
-import { type StreamOwner, UnixStream, VectorIo } from "./unix_stream.ts";
+import type { EndOwner, UnixEnd } from "./unix_end.ts";
+import { UnixMessages } from "./unix_messages.ts";
+import { UnixStream } from "./unix_stream.ts";
+import { VectorIo } from "./vector_io.ts";
+
+/** What is appended to the path for host programs that connect by seqpacket sockets. */
+export const SEQPACKET_SUFFIX = ".seqpacket";
 
 /** Longest CONNECT line, newline included; `CONNECT 4294967294\n` has 19 bytes. */
 export const MAX_CONNECT_LINE_BYTES = 32;
@@ -81,6 +94,8 @@ const NEWLINE = 10;
 export interface GuestSide {
   /** Connects a host program to a guest's port; `answer` hears of it, now or later. */
   connect(guestPort: number, answer: ConnectAnswer): PendingConnect;
+  /** The same by a seqpacket socket; without it there are none. */
+  connectMessages?(guestPort: number, answer: MessagesAnswer): PendingConnect;
 }
 
 /** What a {@link UnixBackend} is made with. */
@@ -95,6 +110,8 @@ export type UnixBackendOptions = {
   allowedHostPorts?: readonly number[];
   /** Guest ports that host programs may connect to; all unless told. */
   allowedGuestPorts?: readonly number[];
+  /** Take seqpacket connections, in both directions. True unless told. */
+  seqpackets?: boolean;
 };
 
 /** The guest port of a CONNECT line without its newline, or -1 where it is not a lawful one. */
@@ -105,24 +122,39 @@ export function parseConnectLine(line: string): number {
   return port < VMADDR_PORT_ANY ? port : -1;
 }
 
+/** A guest's wish, whatever it is to carry. */
+type Wish = {
+  readonly kind: SocketKind;
+  readonly request: Pick<
+    ConnectRequest,
+    "hostPort" | "cancelled" | "refuse"
+  >;
+  /** Gives the guest a connected socket; false when it has withdrawn. */
+  accept(fd: number): boolean;
+};
+
 type Waiting = {
-  readonly request: ConnectRequest;
+  readonly wish: Wish;
   readonly path: string;
   readonly deadline: number;
 };
 
+/** A listening socket for host programs. */
+type Door = { readonly kind: SocketKind; readonly listener: Listener };
+
 /** Host side of a vsock device over Unix sockets. */
-export class UnixBackend implements HostSide, StreamOwner {
+export class UnixBackend implements HostSide, EndOwner {
   readonly #loop: EventLoop;
   readonly #udsPath: string;
+  readonly #seqpackets: boolean;
   readonly #diagnostics: Diagnostics;
   readonly #hostPorts: ReadonlySet<number> | null;
   readonly #guestPorts: ReadonlySet<number> | null;
   readonly #io = new VectorIo();
   readonly #clients = new Set<PendingClient>();
-  readonly #streams = new Set<UnixStream>();
+  readonly #ends = new Set<UnixEnd>();
   #guest: GuestSide | null = null;
-  #listener: Listener | null = null;
+  #doors: readonly Door[] = [];
   #accepting = false;
   #resume: Timer | null = null;
   #waiting: Waiting[] = [];
@@ -133,6 +165,7 @@ export class UnixBackend implements HostSide, StreamOwner {
     const { allowedHostPorts, allowedGuestPorts } = options;
     this.#loop = options.loop;
     this.#udsPath = options.udsPath;
+    this.#seqpackets = options.seqpackets ?? true;
     this.#diagnostics = options.diagnostics;
     this.#hostPorts = allowedHostPorts ? new Set(allowedHostPorts) : null;
     this.#guestPorts = allowedGuestPorts ? new Set(allowedGuestPorts) : null;
@@ -140,7 +173,7 @@ export class UnixBackend implements HostSide, StreamOwner {
 
   /** Connections in both directions, open ones only. */
   get streamCount(): number {
-    return this.#streams.size;
+    return this.#ends.size;
   }
 
   /** Host programs and guest connections that wait for an answer. */
@@ -156,33 +189,71 @@ export class UnixBackend implements HostSide, StreamOwner {
    * @throws {SystemError} when the system refuses.
    */
   start(guest: GuestSide): void {
-    this.#listener = listenAt(this.#udsPath, LISTEN_BACKLOG);
+    const streams = listenAt(this.#udsPath, LISTEN_BACKLOG);
+    const doors: Door[] = [{ kind: "stream", listener: streams }];
+    const path = this.#udsPath + SEQPACKET_SUFFIX;
+    if (!this.#seqpackets || guest.connectMessages === undefined) {
+      // There is nothing behind that door.
+    } else if (socketPathBytes(path) > MAX_SOCKET_PATH_BYTES) {
+      this.#diagnostics.log(
+        "warn",
+        `${this.#udsPath} leaves no room for ${SEQPACKET_SUFFIX} behind it: host programs cannot connect by seqpacket sockets`,
+      );
+    } else {
+      try {
+        const listener = listenAt(path, LISTEN_BACKLOG, "seqpacket");
+        doors.push({ kind: "seqpacket", listener });
+      } catch (error) {
+        streams.close();
+        throw error;
+      }
+    }
+    this.#doors = doors;
     this.#guest = guest;
     this.#accept(true);
   }
 
   /** Ends everything that waits, every stream, and the socket; the paths are free afterwards. */
   stop(): void {
-    const listener = this.#listener;
+    const doors = this.#doors;
     this.#accept(false);
-    this.#listener = null;
+    this.#doors = [];
     this.#guest = null;
     this.#resume?.cancel();
     this.#retry?.cancel();
     this.#retry = null;
     for (const client of [...this.#clients]) client.drop();
-    for (const { request } of this.#waiting) request.refuse();
+    for (const { wish } of this.#waiting) wish.request.refuse();
     this.#waiting = [];
-    for (const stream of [...this.#streams]) stream.close(false);
-    listener?.close();
+    for (const end of [...this.#ends]) end.close(false);
+    for (const { listener } of doors) listener.close();
   }
 
   // -- Guest to host --
 
   /** {@inheritDoc HostSide.connect} */
   connect(request: ConnectRequest): void {
+    this.#reach({
+      kind: "stream",
+      request,
+      accept: (fd) => request.accept((events) => this.#openStream(fd, events)),
+    });
+  }
+
+  /** {@inheritDoc HostSide.connectMessages} */
+  connectMessages(request: MessagesRequest): void {
+    this.#reach({
+      kind: "seqpacket",
+      request,
+      accept: (fd) =>
+        request.accept((events) => this.#openMessages(fd, events)),
+    });
+  }
+
+  #reach(wish: Wish): void {
+    const { request, kind } = wish;
     const port = request.hostPort;
-    if (this.#listener === null) return request.refuse();
+    if (this.#doors.length === 0) return request.refuse();
     if (this.#hostPorts !== null && !this.#hostPorts.has(port)) {
       this.#diagnostics.fault(
         "host_port_not_allowed",
@@ -191,19 +262,18 @@ export class UnixBackend implements HostSide, StreamOwner {
       return request.refuse();
     }
     const path = `${this.#udsPath}_${port}`;
-    const result = connectTo(path);
-    if (result >= 0) return this.#connected(request, result);
-    if (result === -EAGAIN) return this.#wait(request, path);
-    this.#connectFailed(request, path, -result);
+    const result = connectTo(path, kind);
+    if (result >= 0) return this.#connected(wish, result);
+    if (result === -EAGAIN) return this.#wait(wish, path);
+    this.#connectFailed(wish, path, -result);
   }
 
-  #connected(request: ConnectRequest, fd: number): void {
-    const accepted = request.accept((events) => this.#open(fd, events));
-    if (accepted) this.#diagnostics.count("host_connects_accepted");
+  #connected(wish: Wish, fd: number): void {
+    if (wish.accept(fd)) this.#diagnostics.count("host_connects_accepted");
     else closeFd(fd);
   }
 
-  #connectFailed(request: ConnectRequest, path: string, error: number): void {
+  #connectFailed({ request }: Wish, path: string, error: number): void {
     if (isExhaustion(error)) {
       this.#diagnostics.fault(
         "descriptors_exhausted",
@@ -225,14 +295,16 @@ export class UnixBackend implements HostSide, StreamOwner {
   }
 
   /** The listener's backlog is full: tried again and again, which keeps nobody else waiting. */
-  #wait(request: ConnectRequest, path: string): void {
+  #wait(wish: Wish, path: string): void {
     this.#diagnostics.fault(
       "host_backlog_full",
       () => `the listener at ${path} does not accept`,
     );
-    if (this.#waiting.length >= MAX_WAITING_CONNECTS) return request.refuse();
+    if (this.#waiting.length >= MAX_WAITING_CONNECTS) {
+      return wish.request.refuse();
+    }
     const deadline = this.#loop.now() + BACKLOG_TIMEOUT_MS;
-    this.#waiting.push({ request, path, deadline });
+    this.#waiting.push({ wish, path, deadline });
     this.#retry ??= this.#loop.after(BACKLOG_RETRY_MS, () => this.#tryAgain());
   }
 
@@ -245,11 +317,12 @@ export class UnixBackend implements HostSide, StreamOwner {
     const full = new Set<string>();
     const left: Waiting[] = [];
     for (const entry of waiting) {
-      const { request, path, deadline } = entry;
+      const { wish, path, deadline } = entry;
+      const { request, kind } = wish;
       if (request.cancelled) continue;
-      const result = full.has(path) ? -EAGAIN : connectTo(path);
-      if (result >= 0) this.#connected(request, result);
-      else if (result !== -EAGAIN) this.#connectFailed(request, path, -result);
+      const result = full.has(path) ? -EAGAIN : connectTo(path, kind);
+      if (result >= 0) this.#connected(wish, result);
+      else if (result !== -EAGAIN) this.#connectFailed(wish, path, -result);
       else if (now >= deadline) {
         this.#diagnostics.count("host_connects_refused");
         request.refuse();
@@ -267,34 +340,41 @@ export class UnixBackend implements HostSide, StreamOwner {
     }
   }
 
-  #open(fd: number, events: StreamEvents): UnixStream {
+  #openStream(fd: number, events: StreamEvents): UnixStream {
     const stream = new UnixStream(this.#loop, this.#io, fd, events, this);
-    this.#streams.add(stream);
+    this.#ends.add(stream);
     return stream;
   }
 
-  /** {@inheritDoc StreamOwner.streamClosed} */
-  streamClosed(stream: UnixStream): void {
-    this.#streams.delete(stream);
+  #openMessages(fd: number, events: MessageEvents): UnixMessages {
+    const end = new UnixMessages(this.#loop, this.#io, fd, events, this);
+    this.#ends.add(end);
+    return end;
+  }
+
+  /** {@inheritDoc EndOwner.endClosed} */
+  endClosed(end: UnixEnd): void {
+    this.#ends.delete(end);
   }
 
   // -- Host to guest --
 
   #accept(on: boolean): void {
-    const listener = this.#listener;
-    if (listener === null || on === this.#accepting) return;
+    if (this.#doors.length === 0 || on === this.#accepting) return;
     this.#accepting = on;
-    if (on) {
-      this.#loop.register(listener.fd, EPOLLIN, {
-        onEvents: () => this.#acceptSome(listener.fd),
-      });
-    } else {
-      // Level-triggered and left registered, it would wake the loop for ever.
-      this.#loop.unregister(listener.fd);
+    for (const { kind, listener } of this.#doors) {
+      if (on) {
+        this.#loop.register(listener.fd, EPOLLIN, {
+          onEvents: () => this.#acceptSome(listener.fd, kind),
+        });
+      } else {
+        // Level-triggered and left registered, it would wake the loop for ever.
+        this.#loop.unregister(listener.fd);
+      }
     }
   }
 
-  #acceptSome(listener: number): void {
+  #acceptSome(listener: number, kind: SocketKind): void {
     for (let i = 0; i < MAX_ACCEPTS; i++) {
       if (this.#clients.size >= MAX_PENDING_CLIENTS) return this.#accept(false);
       const fd = acceptFrom(listener);
@@ -303,7 +383,7 @@ export class UnixBackend implements HostSide, StreamOwner {
         return;
       }
       try {
-        this.#clients.add(new PendingClient(this, this.#loop, fd));
+        this.#clients.add(new PendingClient(this, this.#loop, fd, kind));
       } catch (error) {
         if (!(error instanceof SystemError)) throw error;
         closeFd(fd);
@@ -339,16 +419,29 @@ export class UnixBackend implements HostSide, StreamOwner {
     }
     const guest = this.#guest;
     if (guest === null) return client.drop();
-    client.asked(guest.connect(port, client));
+    const refused = (reason: string) => client.refused(reason);
+    if (client.kind === "stream") {
+      client.asked(guest.connect(port, {
+        accepted: (hostPort, events): HostStream => {
+          const fd = this.#clientAccepted(client, hostPort);
+          return this.#openStream(fd, events);
+        },
+        refused,
+      }));
+    } else if (guest.connectMessages !== undefined) {
+      client.asked(guest.connectMessages(port, {
+        accepted: (hostPort, events): HostMessages => {
+          const fd = this.#clientAccepted(client, hostPort);
+          return this.#openMessages(fd, events);
+        },
+        refused,
+      }));
+    }
   }
 
-  /** Called by a client that the guest has accepted. */
-  clientAccepted(
-    client: PendingClient,
-    fd: number,
-    hostPort: number,
-    events: StreamEvents,
-  ): HostStream {
+  /** Tells a client that the guest has accepted, and returns its socket. */
+  #clientAccepted(client: PendingClient, hostPort: number): number {
+    const fd = client.release();
     this.clientGone(client);
     const line = new TextEncoder().encode(`OK ${hostPort}\n`);
     // A fresh socket has room for it. Where the client is gone, the stream says so.
@@ -356,7 +449,7 @@ export class UnixBackend implements HostSide, StreamOwner {
       shutdownSocket(fd, SHUT_RDWR);
     }
     this.#diagnostics.count("guest_connects_accepted");
-    return this.#open(fd, events);
+    return fd;
   }
 
   /** Called by a client that is not pending any more. */
@@ -391,7 +484,8 @@ function isExhaustion(error: number): boolean {
  * Bytes behind the line stay in the socket, where the stream finds them: the line is looked at
  * (MSG_PEEK) before exactly its bytes are taken.
  */
-class PendingClient implements FdHandler, ConnectAnswer {
+class PendingClient implements FdHandler {
+  readonly kind: SocketKind;
   readonly #backend: UnixBackend;
   readonly #loop: EventLoop;
   readonly #timer: Timer;
@@ -401,7 +495,13 @@ class PendingClient implements FdHandler, ConnectAnswer {
   #complete = false;
   #connect: PendingConnect | null = null;
 
-  constructor(backend: UnixBackend, loop: EventLoop, fd: number) {
+  constructor(
+    backend: UnixBackend,
+    loop: EventLoop,
+    fd: number,
+    kind: SocketKind,
+  ) {
+    this.kind = kind;
     this.#backend = backend;
     this.#loop = loop;
     this.#fd = fd;
@@ -429,11 +529,14 @@ class PendingClient implements FdHandler, ConnectAnswer {
     const seen = peekBytes(fd, rest, rest.length);
     if (seen === -EAGAIN) return;
     if (seen <= 0) return this.drop();
-    const end = rest.subarray(0, seen).indexOf(NEWLINE);
+    let end = rest.subarray(0, seen).indexOf(NEWLINE);
+    // A message is all there is of it, and nothing else.
+    const whole = this.kind === "seqpacket";
+    if (whole && end !== seen - 1) end = -1;
     const take = end < 0 ? seen : end + 1;
     receiveBytes(fd, rest, take);
     this.#length += take;
-    if (end < 0 && this.#length < MAX_CONNECT_LINE_BYTES) return;
+    if (end < 0 && this.#length < MAX_CONNECT_LINE_BYTES && !whole) return;
     this.#complete = true;
     this.#timer.cancel();
     const line = new TextDecoder().decode(
@@ -453,12 +556,13 @@ class PendingClient implements FdHandler, ConnectAnswer {
     if (this.#fd >= 0) this.#connect = connect;
   }
 
-  accepted(hostPort: number, events: StreamEvents): HostStream {
+  /** Gives its socket away. */
+  release(): number {
     const fd = this.#fd;
     this.#fd = -1;
     this.#connect = null;
     if (fd >= 0) this.#loop.unregister(fd);
-    return this.#backend.clientAccepted(this, fd, hostPort, events);
+    return fd;
   }
 
   refused(reason: string): void {

@@ -15,7 +15,8 @@ import {
   shutdownSocket,
   socketPair,
 } from "./socket.ts";
-import { UnixStream, VectorIo } from "./unix_stream.ts";
+import { UnixStream } from "./unix_stream.ts";
+import { VectorIo } from "./vector_io.ts";
 
 libc(); // Opened here, because a library opened inside a test counts as a leak.
 
@@ -63,7 +64,7 @@ function withStream(kind: Kind, body: (bench: Bench) => void): void {
     hostReadable: () => log.push("readable"),
     hostWritable: () => log.push("writable"),
     hostHangup: () => log.push("hangup"),
-  }, { streamClosed: () => log.push("closed") });
+  }, { endClosed: () => log.push("closed") });
   body({
     loop,
     stream,
@@ -337,7 +338,7 @@ Deno.test("UnixStream may be closed by each of its own events", () => {
       hostReadable: () => note("hostReadable"),
       hostWritable: () => note("hostWritable"),
       hostHangup: () => note("hostHangup"),
-    }, { streamClosed: () => {} });
+    }, { endClosed: () => {} });
     while (stream.writeBytes(new Uint8Array(65536)) > 0);
     closeFd(peer);
     for (let i = 0; i < 3; i++) loop.turn(0);
@@ -354,7 +355,7 @@ Deno.test("UnixStream on a descriptor that cannot be watched is broken, not thro
     hostReadable: () => log.push("readable"),
     hostWritable: () => log.push("writable"),
     hostHangup: () => log.push("hangup"),
-  }, { streamClosed: () => log.push("closed") });
+  }, { endClosed: () => log.push("closed") });
   const path = new TextEncoder().encode("x");
   assertEquals(stream.writeBytes(path), STREAM_BROKEN);
   loop.turn(0);
@@ -388,7 +389,7 @@ Deno.test("UnixStream answers broken, not a crash, for memory whose file shrank"
     hostReadable: () => {},
     hostWritable: () => {},
     hostHangup: () => {},
-  }, { streamClosed: () => {} });
+  }, { endClosed: () => {} });
   const chain = new Chain(memory);
   chain.append(8192, 100, false);
   const segments = new Segments(memory);

@@ -1,12 +1,4 @@
 import {
-  featureMask,
-  VIRTIO_CONFIG_S_ACKNOWLEDGE,
-  VIRTIO_CONFIG_S_DRIVER,
-  VIRTIO_CONFIG_S_DRIVER_OK,
-  VIRTIO_CONFIG_S_FEATURES_OK,
-  VIRTIO_CONFIG_S_SUSPEND,
-} from "../../device/virtio_device.ts";
-import {
   VIRTIO_MMIO_CONFIG,
   VIRTIO_MMIO_CONFIG_GENERATION,
   VIRTIO_MMIO_DEVICE_FEATURES,
@@ -38,36 +30,38 @@ import {
   VIRTIO_MMIO_VERSION,
 } from "../../device/virtio_mmio.ts";
 import type { QueueStateWords } from "../../ring/state.ts";
+import {
+  addressHalves,
+  type QueueAreas,
+  type RegisterBus,
+  RegisterDriver,
+} from "./register_driver.ts";
 
-/** Registers of a virtio-mmio device; an `MmioTransport` is one. */
-export interface RegisterBus {
-  /** Reads a register. */
-  read(offset: number, width: number): number;
-  /** Writes a register. */
-  write(offset: number, width: number, value: number): void;
-}
+export {
+  featureBits,
+  type QueueAreas,
+  type RegisterBus,
+} from "./register_driver.ts";
 
-/** Where a queue of a driver lies. */
-export type QueueAreas = {
-  /** Descriptors. */
-  size: number;
-  /** Guest address of the descriptor area. */
-  descriptorArea: number;
-  /** Guest address of the driver area. */
-  driverArea: number;
-  /** Guest address of the device area. */
-  deviceArea: number;
-};
+const HALVES: readonly number[] = [
+  VIRTIO_MMIO_QUEUE_DESC_LOW,
+  VIRTIO_MMIO_QUEUE_DESC_HIGH,
+  VIRTIO_MMIO_QUEUE_AVAIL_LOW,
+  VIRTIO_MMIO_QUEUE_AVAIL_HIGH,
+  VIRTIO_MMIO_QUEUE_USED_LOW,
+  VIRTIO_MMIO_QUEUE_USED_HIGH,
+];
 
 /**
  * A driver's side of virtio over MMIO (virtio 1.4, 4.2): it knows a device by its registers only, and
  * takes the steps of 3.1 that it is told to.
  */
-export class MmioDriver {
+export class MmioDriver extends RegisterDriver {
   readonly #bus: RegisterBus;
 
   /** Looks at nothing yet. */
   constructor(bus: RegisterBus) {
+    super();
     this.#bus = bus;
   }
 
@@ -104,38 +98,21 @@ export class MmioDriver {
     return this.get(VIRTIO_MMIO_STATUS);
   }
 
-  /** Sets status bits beside those that are set. */
-  addStatus(bits: number): void {
-    this.set(VIRTIO_MMIO_STATUS, this.status | bits);
+  /** Writes the device status as it is. */
+  writeStatus(status: number): void {
+    this.set(VIRTIO_MMIO_STATUS, status);
   }
 
-  /** Resets the device. */
-  reset(): void {
-    this.set(VIRTIO_MMIO_STATUS, 0);
+  /** Reads 32 offered features. */
+  readDeviceFeatures(word: number): number {
+    this.set(VIRTIO_MMIO_DEVICE_FEATURES_SEL, word);
+    return this.get(VIRTIO_MMIO_DEVICE_FEATURES);
   }
 
-  /** Features that the device offers, bits 0 to 127. */
-  offeredFeatures(): bigint {
-    let features = 0n;
-    for (let word = 0; word < 4; word++) {
-      this.set(VIRTIO_MMIO_DEVICE_FEATURES_SEL, word);
-      const bits = this.get(VIRTIO_MMIO_DEVICE_FEATURES);
-      features |= BigInt(bits) << BigInt(32 * word);
-    }
-    return features;
-  }
-
-  /** Sets ACKNOWLEDGE and DRIVER, accepts `features` and sets FEATURES_OK; true when that is taken. */
-  accept(features: bigint): boolean {
-    this.addStatus(VIRTIO_CONFIG_S_ACKNOWLEDGE);
-    this.addStatus(VIRTIO_CONFIG_S_DRIVER);
-    for (let word = 0; word < 4; word++) {
-      this.set(VIRTIO_MMIO_DRIVER_FEATURES_SEL, word);
-      const bits = features >> BigInt(32 * word) & 0xffffffffn;
-      this.set(VIRTIO_MMIO_DRIVER_FEATURES, Number(bits));
-    }
-    this.addStatus(VIRTIO_CONFIG_S_FEATURES_OK);
-    return (this.status & VIRTIO_CONFIG_S_FEATURES_OK) !== 0;
+  /** Writes 32 accepted features. */
+  writeDriverFeatures(word: number, bits: number): void {
+    this.set(VIRTIO_MMIO_DRIVER_FEATURES_SEL, word);
+    this.set(VIRTIO_MMIO_DRIVER_FEATURES, bits);
   }
 
   /** Largest size of queue `index`; 0 where there is none. */
@@ -146,17 +123,10 @@ export class MmioDriver {
 
   /** Configures queue `index` and makes it ready; true when the device took it. */
   setupQueue(index: number, areas: QueueAreas): boolean {
-    const { size, descriptorArea, driverArea, deviceArea } = areas;
     this.set(VIRTIO_MMIO_QUEUE_SEL, index);
-    this.set(VIRTIO_MMIO_QUEUE_NUM, size);
-    const halves: [number, number, number][] = [
-      [VIRTIO_MMIO_QUEUE_DESC_LOW, VIRTIO_MMIO_QUEUE_DESC_HIGH, descriptorArea],
-      [VIRTIO_MMIO_QUEUE_AVAIL_LOW, VIRTIO_MMIO_QUEUE_AVAIL_HIGH, driverArea],
-      [VIRTIO_MMIO_QUEUE_USED_LOW, VIRTIO_MMIO_QUEUE_USED_HIGH, deviceArea],
-    ];
-    for (const [low, high, address] of halves) {
-      this.set(low, address >>> 0);
-      this.set(high, Math.floor(address / 0x100000000));
+    this.set(VIRTIO_MMIO_QUEUE_NUM, areas.size);
+    for (const [i, half] of addressHalves(areas).entries()) {
+      this.set(HALVES[i]!, half);
     }
     this.set(VIRTIO_MMIO_QUEUE_READY, 1);
     return this.queueReady(index);
@@ -181,18 +151,6 @@ export class MmioDriver {
     this.set(VIRTIO_MMIO_QUEUE_RESET, 1);
     return this.get(VIRTIO_MMIO_QUEUE_RESET) === 0 &&
       this.get(VIRTIO_MMIO_QUEUE_READY) === 0;
-  }
-
-  /** Sets DRIVER_OK: the device may use the queues, or goes on after it was suspended. */
-  driverOk(): void {
-    this.addStatus(VIRTIO_CONFIG_S_DRIVER_OK);
-  }
-
-  /** Suspends the device; true when it says that it is. */
-  suspend(): boolean {
-    this.addStatus(VIRTIO_CONFIG_S_SUSPEND);
-    const mask = VIRTIO_CONFIG_S_SUSPEND | VIRTIO_CONFIG_S_DRIVER_OK;
-    return (this.status & mask) === VIRTIO_CONFIG_S_SUSPEND;
   }
 
   /** Notifies a queue by its index, with VIRTIO_F_NOTIFICATION_DATA by what its driver's queue tells. */
@@ -223,21 +181,18 @@ export class MmioDriver {
     this.set(VIRTIO_MMIO_QUEUE_USED_STATE, words.used);
   }
 
-  /** Reads the first `length` bytes of the configuration space, all of one generation. */
-  readConfig(length: number): Uint8Array {
-    const config = new Uint8Array(length);
-    let generation: number;
-    do {
-      generation = this.get(VIRTIO_MMIO_CONFIG_GENERATION);
-      for (let i = 0; i < length; i++) {
-        config[i] = this.#bus.read(VIRTIO_MMIO_CONFIG + i, 1);
-      }
-    } while (generation !== this.get(VIRTIO_MMIO_CONFIG_GENERATION));
-    return config;
+  /** Changes with the configuration space. */
+  get configGeneration(): number {
+    return this.get(VIRTIO_MMIO_CONFIG_GENERATION);
   }
-}
 
-/** One mask of several feature bits. */
-export function featureBits(...bits: number[]): bigint {
-  return bits.reduce((mask, bit) => mask | featureMask(bit), 0n);
+  /** Reads `width` bytes of the configuration space. */
+  readConfigField(offset: number, width: number): number {
+    return this.#bus.read(VIRTIO_MMIO_CONFIG + offset, width);
+  }
+
+  /** Writes `width` bytes of the configuration space. */
+  writeConfigField(offset: number, width: number, value: number): void {
+    this.#bus.write(VIRTIO_MMIO_CONFIG + offset, width, value);
+  }
 }

@@ -19,6 +19,7 @@ export {
   PackedDevice,
   type QueueConfig,
   type QueueState,
+  type QueueStateWords,
   RingError,
   type RingErrorCode,
   type RingFormat,
@@ -36,12 +37,19 @@ export {
 } from "./snapshot.ts";
 export { Diagnostics, type Log, type LogLevel } from "./diagnostics.ts";
 export { type EmulatorOptions, followMemory } from "./emulator.ts";
-export { type MmioOptions, MmioTransport } from "./mmio.ts";
-export { type PciOptions, PciTransport } from "./pci.ts";
+export type { FieldPartsSnapshot } from "./_field_parts.ts";
+export type { PciCommonSnapshot } from "./_pci_common.ts";
+export type { RegisterSnapshot } from "./_registers.ts";
+export { type MmioOptions, type MmioSnapshot, MmioTransport } from "./mmio.ts";
+export { type PciOptions, type PciSnapshot, PciTransport } from "./pci.ts";
 export type { PciIdentity } from "./pci_config.ts";
 export type { PciSpace } from "./pci_layout.ts";
-export type { PciMsixOptions } from "./pci_msix.ts";
-export type { QueueStateAccess } from "./queue_state.ts";
+export type { MsixSnapshot, PciMsixOptions } from "./pci_msix.ts";
+export type {
+  FacilityEntry,
+  FacilitySnapshot,
+  QueueStateAccess,
+} from "./queue_state.ts";
 export {
   type TransportFeatureOptions,
   VIRTIO_F_QUEUE_STATE,

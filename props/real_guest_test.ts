@@ -19,6 +19,53 @@ import {
 const MIB = 1024 * 1024;
 const BULK_BYTES = 64 * MIB;
 
+/** For guest and host alike: sends messages one way, and compares each that comes the other way. */
+const SEQPACKET_PROGRAM = `
+import hashlib, json, random, socket, sys, threading
+
+LENGTHS = [1, 2, 43, 44, 45, 3731, 3732, 3733, 4096, 65535, 65536, 65537, 131072, 204800]
+
+def messages(seed):
+    source = random.Random(seed)
+    small = [source.randrange(1, 20000) for _ in range(100)]
+    for length in LENGTHS + small + LENGTHS[::-1]:
+        yield source.randbytes(length)
+
+def exchange(stream, mine, theirs):
+    def send():
+        for message in messages(mine):
+            stream.send(message)
+        stream.shutdown(socket.SHUT_WR)
+    sender = threading.Thread(target=send, daemon=True)
+    sender.start()
+    digest = hashlib.sha256()
+    count = 0
+    for expected in messages(theirs):
+        got = stream.recv(1 << 20)
+        if got != expected:
+            return {"error": "message %d: %d bytes instead of %d" % (count, len(got), len(expected))}
+        digest.update(got)
+        count += 1
+    rest = stream.recv(1)
+    sender.join(30)
+    stream.close()
+    return {"count": count, "sha256": digest.hexdigest(), "rest": len(rest)}
+`;
+
+/** What both ends of a seqpacket connection say. */
+type Exchanged = { count: number; sha256: string; rest: number };
+
+/** Runs a host program; what it prints is a line of JSON. */
+async function hostPython<T>(code: string, ...args: string[]): Promise<T> {
+  const { success, stdout, stderr } = await new Deno.Command("python3", {
+    args: ["-c", code, ...args],
+    stdout: "piped",
+    stderr: "piped",
+  }).output();
+  assert(success, new TextDecoder().decode(stderr));
+  return JSON.parse(new TextDecoder().decode(stdout)) as T;
+}
+
 /** What a scenario says is printed. */
 type Scenario = (setup: GuestSetup) => Promise<string | void>;
 
@@ -380,6 +427,91 @@ result = {"error": failed}
     const { bytes, sha256 } = await sending;
     assertEquals(received, { bytes, sha256 });
   },
+
+  "seqpackets of 1 B to 200 KiB keep their boundaries both ways, connected by either end":
+    async (setup) => {
+      const whole = (one: Exchanged, other: Exchanged): void => {
+        assertEquals([one.rest, other.rest], [0, 0], JSON.stringify(one));
+        assertEquals([one.count, other.count], [128, 128]);
+        assert(one.sha256 !== other.sha256);
+      };
+      // The guest connects to a host program that may not listen yet.
+      const port = setup.port();
+      const hosting = hostPython<Exchanged>(
+        `${SEQPACKET_PROGRAM}
+listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+listener.bind(sys.argv[1])
+listener.listen()
+stream, _ = listener.accept()
+print(json.dumps(exchange(stream, 1, 2)))
+`,
+        `${setup.folder}/vm_${port}`,
+      );
+      const called = await setup.guest.python<Exchanged>(
+        `${SEQPACKET_PROGRAM}
+deadline = time.monotonic() + 30
+while True:
+    stream = socket.socket(socket.AF_VSOCK, socket.SOCK_SEQPACKET)
+    try:
+        stream.connect((HOST_CID, args["port"]))
+        break
+    except ConnectionResetError:
+        stream.close()
+        if time.monotonic() > deadline:
+            raise
+        time.sleep(0.05)
+result = exchange(stream, 2, 1)
+`,
+        { port },
+      );
+      whole(called, await hosting);
+
+      // The host connects.
+      const back = setup.port();
+      const serving = setup.guest.start({
+        op: "python",
+        args: { port: back },
+        code: `${SEQPACKET_PROGRAM}
+listener = socket.socket(socket.AF_VSOCK, socket.SOCK_SEQPACKET)
+listener.bind((socket.VMADDR_CID_ANY, args["port"]))
+listener.listen()
+emit("listening")
+stream, _ = listener.accept()
+listener.close()
+result = exchange(stream, 3, 4)
+`,
+      });
+      await serving.event("listening");
+      const calling = hostPython<Exchanged>(
+        `${SEQPACKET_PROGRAM}
+stream = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+stream.connect(sys.argv[1])
+stream.send(b"CONNECT %s\\n" % sys.argv[2].encode())
+assert stream.recv(100).startswith(b"OK ")
+print(json.dumps(exchange(stream, 4, 3)))
+`,
+        `${setup.folder}/vm.seqpacket`,
+        `${back}`,
+      );
+      whole(await serving.result as Exchanged, await calling);
+
+      // A stream's listener is none for seqpackets.
+      const streams = setup.port();
+      using _listener = setup.listen(streams);
+      const refused = await setup.guest.python<string>(
+        `
+stream = socket.socket(socket.AF_VSOCK, socket.SOCK_SEQPACKET)
+try:
+    stream.connect((HOST_CID, args["port"]))
+    result = "connected"
+except OSError as error:
+    result = errno.errorcode[error.errno]
+stream.close()
+`,
+        { port: streams },
+      );
+      assertEquals(refused, "ECONNRESET");
+    },
 
   "the front-end reconnects after the guest has shut down": async (setup) => {
     const port = setup.port();

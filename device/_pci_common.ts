@@ -11,6 +11,7 @@ import {
   VIRTIO_PCI_COMMON_GFSELECT,
   VIRTIO_PCI_COMMON_MSIX,
   VIRTIO_PCI_COMMON_NUMQ,
+  VIRTIO_PCI_COMMON_Q_AVAIL_STATE,
   VIRTIO_PCI_COMMON_Q_AVAILHI,
   VIRTIO_PCI_COMMON_Q_AVAILLO,
   VIRTIO_PCI_COMMON_Q_DESCHI,
@@ -22,6 +23,7 @@ import {
   VIRTIO_PCI_COMMON_Q_RESET,
   VIRTIO_PCI_COMMON_Q_SELECT,
   VIRTIO_PCI_COMMON_Q_SIZE,
+  VIRTIO_PCI_COMMON_Q_USED_STATE,
   VIRTIO_PCI_COMMON_Q_USEDHI,
   VIRTIO_PCI_COMMON_Q_USEDLO,
   VIRTIO_PCI_COMMON_STATUS,
@@ -30,7 +32,7 @@ import {
 /** Bytes of the fields of the common configuration, in their order; a le64 is two fields. */
 const SIZES: readonly number[] = [
   ...[4, 4, 4, 4, 2, 2, 1, 1, 2, 2, 2, 2, 2],
-  ...[4, 4, 4, 4, 4, 4, 2, 2, 2, 2],
+  ...[4, 4, 4, 4, 4, 4, 2, 2, 2, 2, 4, 4],
 ];
 /** First offset of the field at each offset. */
 const STARTS: readonly number[] = SIZES.flatMap((size, i) => {
@@ -48,6 +50,10 @@ export type PciCommonSnapshot = {
   configVector: number;
   /** Vectors of the queues, likewise. */
   queueVectors: number[];
+  /** The field `config_generation`. */
+  generation: number;
+  /** The device's own generation when the driver last read its configuration. */
+  readAt: number;
 };
 
 /**
@@ -62,6 +68,10 @@ export class PciCommon {
 
   readonly #registers: Registers;
   readonly #vectors: number;
+  // It has 8 bits, so that it must not simply count: 256 changes would go unnoticed. It changes when the
+  // driver reads a configuration that has changed since it read the last time.
+  #generation = 0;
+  #readAt = 0;
 
   /** Makes the fields before `registers`, on a function with so many vectors. */
   constructor(registers: Registers, vectors: number) {
@@ -76,6 +86,14 @@ export class PciCommon {
     this.configVector = VIRTIO_MSI_NO_VECTOR;
     this.queueVectors.fill(VIRTIO_MSI_NO_VECTOR);
     this.#registers.reset();
+  }
+
+  /** The driver is about to read configuration of the device: a change since the last time shows. */
+  noticeConfig(): void {
+    const { configGeneration } = this.#registers.virtio;
+    if (configGeneration === this.#readAt) return;
+    this.#readAt = configGeneration;
+    this.#generation = (this.#generation + 1) & 0xff;
   }
 
   /** Where the field at `offset` begins. */
@@ -121,7 +139,7 @@ export class PciCommon {
       case VIRTIO_PCI_COMMON_STATUS:
         return virtio.status;
       case VIRTIO_PCI_COMMON_CFGGENERATION:
-        return virtio.configGeneration & 0xff;
+        return this.#generation;
       case VIRTIO_PCI_COMMON_Q_SELECT:
         return index;
       case VIRTIO_PCI_COMMON_Q_SIZE:
@@ -137,6 +155,10 @@ export class PciCommon {
       case VIRTIO_PCI_COMMON_Q_RESET:
         // A queue is reset before the write that asks for it returns.
         return 0;
+      case VIRTIO_PCI_COMMON_Q_AVAIL_STATE:
+        return registers.readState("available");
+      case VIRTIO_PCI_COMMON_Q_USED_STATE:
+        return registers.readState("used");
       case VIRTIO_PCI_COMMON_ADM_Q_IDX:
       case VIRTIO_PCI_COMMON_ADM_Q_NUM:
         return 0;
@@ -188,6 +210,12 @@ export class PciCommon {
           this.queueVectors[registers.queueSelect] = VIRTIO_MSI_NO_VECTOR;
         }
         return;
+      case VIRTIO_PCI_COMMON_Q_AVAIL_STATE:
+        registers.writeState("available", value);
+        return;
+      case VIRTIO_PCI_COMMON_Q_USED_STATE:
+        registers.writeState("used", value);
+        return;
       case VIRTIO_PCI_COMMON_Q_DESCLO:
       case VIRTIO_PCI_COMMON_Q_DESCHI:
       case VIRTIO_PCI_COMMON_Q_AVAILLO:
@@ -221,6 +249,8 @@ export class PciCommon {
     return {
       configVector: this.configVector,
       queueVectors: [...this.queueVectors],
+      generation: this.#generation,
+      readAt: this.#readAt,
     };
   }
 
@@ -243,7 +273,11 @@ export class PciCommon {
     if (!lawful) {
       throw fields.bad("queueVectors", "of a vector that there is not");
     }
+    const generation = fields.integer("generation", 0, 0xff);
+    const readAt = fields.u32("readAt");
     return () => {
+      this.#generation = generation;
+      this.#readAt = readAt;
       this.configVector = configVector;
       this.queueVectors.set(queueVectors);
     };

@@ -182,9 +182,9 @@ export function testTransport(
     const before = rig.registers.configGeneration;
     rig.model.config[0] = 1;
     rig.virtio.notifyConfig();
-    assert(rig.registers.configGeneration !== before);
     assertEquals(rig.registers.takeInterrupt(), 2);
     assertEquals(rig.registers.readConfig(12), rig.model.config);
+    assert(rig.registers.configGeneration !== before);
   });
 
   test(`${name} takes notifications with data where VIRTIO_F_NOTIFICATION_DATA was negotiated`, () => {

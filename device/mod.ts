@@ -60,9 +60,8 @@ export {
   VIRTIO_MMIO_QUEUE_USED_STATE,
 } from "./virtio_mmio.ts";
 export {
-  VIRTIO_PCI_QUEUE_AVAIL_STATE,
-  VIRTIO_PCI_QUEUE_STATE_MAGIC,
-  VIRTIO_PCI_QUEUE_USED_STATE,
+  VIRTIO_PCI_COMMON_Q_AVAIL_STATE,
+  VIRTIO_PCI_COMMON_Q_USED_STATE,
 } from "./virtio_pci.ts";
 export {
   type DeviceModel,

@@ -33,7 +33,6 @@ import {
   VIRTIO_PCI_CAP_LENGTH,
   VIRTIO_PCI_CAP_OFFSET,
   VIRTIO_PCI_CFG_CAP_DATA,
-  VIRTIO_PCI_QUEUE_AVAIL_STATE,
 } from "./virtio_pci.ts";
 
 /** What a {@link PciTransport} needs of an emulator, and how the device presents itself. */
@@ -90,9 +89,9 @@ export type PciSnapshot = {
  * Whatever a guest does, nothing is thrown: what the specification does not allow is ignored, reads as 0
  * and is counted in the device's diagnostics (`pci_*`).
  *
- * Where the device offers VIRTIO_F_QUEUE_STATE, a structure of its own, {@link VIRTIO_PCI_QUEUE_AVAIL_STATE}
- * and {@link VIRTIO_PCI_QUEUE_USED_STATE}, carries the virtqueue state facility. A vendor data capability
- * tells where it is.
+ * Two fields that the specification does not know, {@link VIRTIO_PCI_COMMON_Q_AVAIL_STATE} and
+ * {@link VIRTIO_PCI_COMMON_Q_USED_STATE}, carry the virtqueue state facility where the device offers
+ * VIRTIO_F_QUEUE_STATE. They lie behind the common configuration, whose length has room for them then.
  *
  * @example
  * ```ts ignore
@@ -370,19 +369,13 @@ export class PciTransport {
   /** Reads `width` bytes, 1, 2 or 4, at `offset` in BAR 0; little-endian, unsigned. */
   read(offset: number, width: number): number {
     this.#registers.syncMemory();
-    const { common, isr, state, device, msixTable, msixPending } = this.#layout;
+    const { common, isr, device, msixTable, msixPending } = this.#layout;
     if (lies(offset, width, common)) return this.#common.read(offset, width);
     if (offset === isr.offset && width === 1) return this.#readIsr();
     if (lies(offset, width, device)) {
-      return this.#registers.readConfig(offset - device.offset, width);
-    }
-    if (lies(offset, width, state)) {
-      const at = (offset - state.offset) & 4;
-      const which = at === VIRTIO_PCI_QUEUE_AVAIL_STATE ? "available" : "used";
-      const part = offset & 3;
-      if (part + width <= 4) {
-        return cut(this.#registers.readState(which), part, width);
-      }
+      this.#common.noticeConfig();
+      const value = this.#registers.readConfig(offset - device.offset, width);
+      if (value >= 0) return value;
     }
     if (lies(offset, width, msixTable)) {
       return this.#msix.readTable(offset - msixTable.offset, width);
@@ -432,36 +425,24 @@ export class PciTransport {
 
   /** Where the field at `offset` begins; the fields that are written in parts are aligned to their size. */
   #fieldStart(offset: number): number {
-    const { common, isr, state, notify } = this.#layout;
+    const { common, isr, notify } = this.#layout;
     if (lies(offset, 1, common)) return this.#common.start(offset);
     if (offset === isr.offset) return offset;
-    if (lies(offset, 1, notify) || lies(offset, 1, state)) {
-      return offset - (offset & 3);
-    }
-    return -1;
+    return lies(offset, 1, notify) ? offset - (offset & 3) : -1;
   }
 
   #fieldSize(start: number): number {
-    const { common, isr, notify } = this.#layout;
+    const { common, isr } = this.#layout;
     if (lies(start, 1, common)) return this.#common.size(start);
     if (start === isr.offset) return 1;
-    if (!lies(start, 1, notify)) return 4;
     return (this.virtio.features & NOTIFICATION_DATA) === 0n ? 2 : 4;
   }
 
   #writeField(start: number, value: number): void {
     const registers = this.#registers;
-    const { isr, notify, state } = this.#layout;
+    const { isr, notify } = this.#layout;
     if (lies(start, 1, notify)) {
       this.virtio.notify(value);
-      return;
-    }
-    if (lies(start, 1, state)) {
-      const at = start - state.offset;
-      registers.writeState(
-        at === VIRTIO_PCI_QUEUE_AVAIL_STATE ? "available" : "used",
-        value,
-      );
       return;
     }
     if (start === isr.offset) {

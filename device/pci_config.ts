@@ -33,11 +33,9 @@ import {
   VIRTIO_PCI_CAP_NOTIFY_CFG,
   VIRTIO_PCI_CAP_OFFSET,
   VIRTIO_PCI_CAP_PCI_CFG,
-  VIRTIO_PCI_CAP_VENDOR_CFG,
   VIRTIO_PCI_CFG_CAP_DATA,
   VIRTIO_PCI_DEVICE_ID_BASE,
   VIRTIO_PCI_NOTIFY_CAP_MULT,
-  VIRTIO_PCI_QUEUE_STATE_MAGIC,
   VIRTIO_PCI_VENDOR_ID,
 } from "./virtio_pci.ts";
 
@@ -132,8 +130,7 @@ export class PciConfig {
       this.#set32(place + VIRTIO_PCI_CAP_LENGTH, size);
       return place;
     };
-    const { common, isr, device, notify, state, msixTable, msixPending } =
-      layout;
+    const { common, isr, device, notify, msixTable, msixPending } = layout;
     structure(VIRTIO_PCI_CAP_COMMON_CFG, 16, common.offset, common.size);
     const notifyAt = structure(
       VIRTIO_PCI_CAP_NOTIFY_CFG,
@@ -155,15 +152,6 @@ export class PciConfig {
     this.#allow(window + VIRTIO_PCI_CAP_OFFSET, 4, 0xffffffff);
     this.#allow(window + VIRTIO_PCI_CAP_LENGTH, 4, 0xffffffff);
     this.#allow(window + VIRTIO_PCI_CFG_CAP_DATA, 4, 0xffffffff);
-    if (state.size !== 0) {
-      const place = structure(
-        VIRTIO_PCI_CAP_VENDOR_CFG,
-        16,
-        VIRTIO_PCI_QUEUE_STATE_MAGIC,
-        state.offset,
-      );
-      this.#set16(place + 4, VIRTIO_PCI_VENDOR_ID);
-    }
     if (msixTable.size !== 0) {
       const place = add(PCI_CAP_ID_MSIX, 12);
       this.#set16(place + 2, msixTable.size / 16 - 1);

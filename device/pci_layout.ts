@@ -2,7 +2,7 @@ import type { MsixTable } from "./pci_msix.ts";
 import type { VirtioDevice } from "./virtio_device.ts";
 import {
   VIRTIO_PCI_COMMON_SIZE,
-  VIRTIO_PCI_QUEUE_STATE_SIZE,
+  VIRTIO_PCI_COMMON_STATE_SIZE,
 } from "./virtio_pci.ts";
 
 /** Which address space a BAR is in. */
@@ -22,12 +22,10 @@ export type PciLayout = {
   readonly space: PciSpace;
   /** Bytes of the BAR, a power of two. */
   readonly size: number;
-  /** Common configuration. */
+  /** Common configuration, at the start; with the states of queues where the device offers them. */
   readonly common: PciPlace;
   /** ISR status. */
   readonly isr: PciPlace;
-  /** States of queues, where the device offers them. */
-  readonly state: PciPlace;
   /** The device's own configuration. */
   readonly device: PciPlace;
   /** Notification addresses. */
@@ -65,12 +63,13 @@ export function layOutBar(
     return { offset, size };
   };
   const { model, queueCount } = virtio;
-  const common = place(VIRTIO_PCI_COMMON_SIZE, 4);
-  const isr = place(1, 4);
-  const state = place(
-    virtio.offersQueueState ? VIRTIO_PCI_QUEUE_STATE_SIZE : 0,
-    8,
+  const common = place(
+    virtio.offersQueueState
+      ? VIRTIO_PCI_COMMON_STATE_SIZE
+      : VIRTIO_PCI_COMMON_SIZE,
+    4,
   );
+  const isr = place(1, 4);
   const device = place(model.configSpace().length, 8);
   const notify = place(NOTIFY_MULTIPLIER * queueCount, 8);
   const msixTable = place(msix.tableBytes, 16);
@@ -87,7 +86,6 @@ export function layOutBar(
     size,
     common,
     isr,
-    state,
     device,
     notify,
     notifyMultiplier: NOTIFY_MULTIPLIER,

@@ -1,6 +1,6 @@
 /**
- * Numbers of virtio over PCI (virtio 1.4, 4.1), named as in Linux's `virtio_pci.h` and `pci_regs.h`, and a
- * structure of our own.
+ * Numbers of virtio over PCI (virtio 1.4, 4.1), named as in Linux's `virtio_pci.h` and `pci_regs.h`, and two
+ * fields of our own.
  */
 
 /** PCI vendor ID of every virtio device. */
@@ -76,8 +76,6 @@ export const VIRTIO_PCI_CAP_ISR_CFG = 3;
 export const VIRTIO_PCI_CAP_DEVICE_CFG = 4;
 /** Type of a capability: a window in configuration space through which the BAR is accessed. */
 export const VIRTIO_PCI_CAP_PCI_CFG = 5;
-/** Type of a capability: data of a vendor's own. */
-export const VIRTIO_PCI_CAP_VENDOR_CFG = 9;
 
 /** In a capability: type of the structure. */
 export const VIRTIO_PCI_CAP_CFG_TYPE = 3;
@@ -140,8 +138,17 @@ export const VIRTIO_PCI_COMMON_Q_RESET = 0x3a;
 export const VIRTIO_PCI_COMMON_ADM_Q_IDX = 0x3c;
 /** le16, R: how many administration queues there are: 0. */
 export const VIRTIO_PCI_COMMON_ADM_Q_NUM = 0x3e;
-/** Bytes of the common configuration. */
+/** Bytes of the common configuration as the specification has it. */
 export const VIRTIO_PCI_COMMON_SIZE = 0x40;
+/**
+ * le32, RW, not in the specification, behind what it has: the available state of the queue in bits 0 to 15, where
+ * the device offers VIRTIO_F_QUEUE_STATE. Reads as 0xffffffff where no state can be told.
+ */
+export const VIRTIO_PCI_COMMON_Q_AVAIL_STATE = 0x40;
+/** le32, RW, not in the specification: the used state of the queue, likewise. */
+export const VIRTIO_PCI_COMMON_Q_USED_STATE = 0x44;
+/** Bytes of the common configuration with the states of queues. */
+export const VIRTIO_PCI_COMMON_STATE_SIZE = 0x48;
 
 /** ISR status: the device has used buffers. */
 export const VIRTIO_PCI_ISR_QUEUE = 0x1;
@@ -149,20 +156,3 @@ export const VIRTIO_PCI_ISR_QUEUE = 0x1;
 export const VIRTIO_PCI_ISR_CONFIG = 0x2;
 /** A vector that is none. */
 export const VIRTIO_MSI_NO_VECTOR = 0xffff;
-
-// -- The virtqueue state facility, not in the specification --
-
-/**
- * What stands in le32 at 8 of the vendor data capability that tells where the states of queues are: "QSTA".
- * le32 at 12 is the structure's offset in BAR 0.
- */
-export const VIRTIO_PCI_QUEUE_STATE_MAGIC = 0x41545351;
-/**
- * le32, RW, not in the specification: in the structure of queue states, the available state of the queue
- * that `queue_select` tells. Reads as 0xffffffff where no state can be told.
- */
-export const VIRTIO_PCI_QUEUE_AVAIL_STATE = 0;
-/** le32, RW, not in the specification: the used state of the queue, likewise. */
-export const VIRTIO_PCI_QUEUE_USED_STATE = 4;
-/** Bytes of the structure of queue states. */
-export const VIRTIO_PCI_QUEUE_STATE_SIZE = 8;

@@ -25,7 +25,6 @@ import {
   VIRTIO_PCI_CAP_NOTIFY_CFG,
   VIRTIO_PCI_CAP_OFFSET,
   VIRTIO_PCI_CAP_PCI_CFG,
-  VIRTIO_PCI_CAP_VENDOR_CFG,
   VIRTIO_PCI_CFG_CAP_DATA,
   VIRTIO_PCI_COMMON_CFGGENERATION,
   VIRTIO_PCI_COMMON_DF,
@@ -33,6 +32,7 @@ import {
   VIRTIO_PCI_COMMON_GF,
   VIRTIO_PCI_COMMON_GFSELECT,
   VIRTIO_PCI_COMMON_MSIX,
+  VIRTIO_PCI_COMMON_Q_AVAIL_STATE,
   VIRTIO_PCI_COMMON_Q_DESCLO,
   VIRTIO_PCI_COMMON_Q_ENABLE,
   VIRTIO_PCI_COMMON_Q_MSIX,
@@ -41,12 +41,11 @@ import {
   VIRTIO_PCI_COMMON_Q_RESET,
   VIRTIO_PCI_COMMON_Q_SELECT,
   VIRTIO_PCI_COMMON_Q_SIZE,
+  VIRTIO_PCI_COMMON_Q_USED_STATE,
+  VIRTIO_PCI_COMMON_STATE_SIZE,
   VIRTIO_PCI_COMMON_STATUS,
   VIRTIO_PCI_DEVICE_ID_BASE,
   VIRTIO_PCI_NOTIFY_CAP_MULT,
-  VIRTIO_PCI_QUEUE_AVAIL_STATE,
-  VIRTIO_PCI_QUEUE_STATE_MAGIC,
-  VIRTIO_PCI_QUEUE_USED_STATE,
   VIRTIO_PCI_VENDOR_ID,
 } from "../../device/virtio_pci.ts";
 import type { QueueStateWords } from "../../ring/state.ts";
@@ -106,7 +105,7 @@ export class PciDriver extends RegisterDriver {
   readonly #places: Map<number, number> = new Map();
   #notifyMultiplier = 0;
   #window = 0;
-  #state = -1;
+  #hasStates = false;
 
   /** Looks at nothing yet. */
   constructor(bus: PciBus, options: PciDriverOptions = {}) {
@@ -185,13 +184,14 @@ export class PciDriver extends RegisterDriver {
     const length = bus.configRead(at + VIRTIO_PCI_CAP_LENGTH, 4);
     if (type === VIRTIO_PCI_CAP_PCI_CFG) {
       this.#window = at;
-    } else if (type === VIRTIO_PCI_CAP_VENDOR_CFG) {
-      if (offset === VIRTIO_PCI_QUEUE_STATE_MAGIC) this.#state = length;
     } else if (
       bus.configRead(at + VIRTIO_PCI_CAP_BAR, 1) === 0 &&
       !this.#places.has(type)
     ) {
       this.#places.set(type, offset);
+      if (type === VIRTIO_PCI_CAP_COMMON_CFG) {
+        this.#hasStates = length >= VIRTIO_PCI_COMMON_STATE_SIZE;
+      }
       if (type === VIRTIO_PCI_CAP_NOTIFY_CFG) {
         this.#notifyMultiplier = bus.configRead(
           at + VIRTIO_PCI_NOTIFY_CAP_MULT,
@@ -374,18 +374,18 @@ export class PciDriver extends RegisterDriver {
 
   /** Gets the state of queue `index`; null where the device tells none. */
   queueState(index: number): QueueStateWords | null {
-    if (this.#state < 0) return null;
+    if (!this.#hasStates) return null;
     this.#select(index);
-    const available = this.get(this.#state + VIRTIO_PCI_QUEUE_AVAIL_STATE, 4);
-    const used = this.get(this.#state + VIRTIO_PCI_QUEUE_USED_STATE, 4);
+    const available = this.common(VIRTIO_PCI_COMMON_Q_AVAIL_STATE, 4);
+    const used = this.common(VIRTIO_PCI_COMMON_Q_USED_STATE, 4);
     return available > 0xffff || used > 0xffff ? null : { available, used };
   }
 
   /** Sets the state of queue `index`. */
   setQueueState(index: number, words: QueueStateWords): void {
     this.#select(index);
-    this.put(this.#state + VIRTIO_PCI_QUEUE_AVAIL_STATE, 4, words.available);
-    this.put(this.#state + VIRTIO_PCI_QUEUE_USED_STATE, 4, words.used);
+    this.setCommon(VIRTIO_PCI_COMMON_Q_AVAIL_STATE, 4, words.available);
+    this.setCommon(VIRTIO_PCI_COMMON_Q_USED_STATE, 4, words.used);
   }
 
   /** Changes with the configuration space of the device. */

@@ -123,14 +123,14 @@ export type OpenRing = {
 const FIXED: Readonly<Record<string, string>> = {
   SplitDriver: "eventIdx inOrder mask table availRing usedRing usedEntries " +
     "heads batchLast batchLength tables tablesAddress tableEntries",
-  SplitDevice: "config eventIdx indirect maxIndirect inOrder mask memory " +
-    "table availRing usedRing usedEntries region windowHigh windowStart " +
-    "windowEnd windowOffset regionWords unaligned pushed",
+  SplitDevice: "config eventIdx indirect maxIndirect inOrder strong mask " +
+    "memory table availRing usedRing usedEntries region windowHigh " +
+    "windowStart windowEnd windowOffset regionWords unaligned pushed chain",
   PackedDriver: "size eventIdx strong inOrder u16 u32 driverEvent " +
     "deviceEvent tables tablesAddress entries ready added oldest batchLast " +
     "batchLength",
   PackedDevice: "size eventIdx indirect strong inOrder config memory u16 " +
-    "u32 driverEvent deviceEvent walker ready restoredPushed",
+    "u32 driverEvent deviceEvent walker ready restoredPushed chain",
 };
 
 const CHANGING: Readonly<Record<string, string>> = {

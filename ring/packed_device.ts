@@ -685,7 +685,9 @@ export class PackedDevice implements BatchDeviceQueue {
     }
     if (moved === 0) return false;
     const event = this.#driverEvent;
-    const flags = Atomics.load(event, 1) & 3;
+    // Plainly only where that is sure to come in this order behind the store in publish().
+    const strong = this.#strong;
+    const flags = (strong ? event[1]! : Atomics.load(event, 1)) & 3;
     if (flags !== EVENT_DESC || !this.#eventIdx) return flags !== EVENT_DISABLE;
     // Where the published part ends; usually nothing is staged by now.
     let position = this.#used - this.#stagedSlots;
@@ -694,8 +696,8 @@ export class PackedDevice implements BatchDeviceQueue {
       position += this.#size;
       wrap ^= 1;
     }
-    const event0 = Atomics.load(event, 0);
-    return packedEventPassed(event0, position, wrap, moved, this.#size);
+    const offWrap = strong ? event[0]! : Atomics.load(event, 0);
+    return packedEventPassed(offWrap, position, wrap, moved, this.#size);
   }
 
   /**

@@ -1141,10 +1141,9 @@ Deno.test("PackedDevice hands over by 16-bit atomics, in the order that the othe
     assertEquals(atomicsOf(() => device.publish()), [`store ${flags(0)}`]);
     guest.setDriverEvent(0, 1, RING_EVENT_FLAGS_DESC);
     // Reader: flags, then offset. Writer: offset, then flags; and the head again at last.
-    assertEquals(atomicsOf(() => device.needsInterrupt()), [
-      "load 2",
-      "load 0",
-    ]);
+    // With strong ordering plain reads do behind the store.
+    const decision = strongOrdering ? [] : ["load 2", "load 0"];
+    assertEquals(atomicsOf(() => device.needsInterrupt()), decision);
     assertEquals(atomicsOf(() => device.armKicks()), [
       "store 10",
       "store 12",

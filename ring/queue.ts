@@ -25,9 +25,10 @@ export type QueueConfig = {
    */
   inOrder?: boolean;
   /**
-   * Packed: plain reads of this machine stay in order, as on x86 (total store order), or no other
-   * thread or process shares the memory. A run of flags is then read plainly with one atomic load
-   * at its end, instead of one atomic load a buffer. False, which is right everywhere, unless told.
+   * Plain reads of this machine stay in order, as on x86 (total store order), or no other thread or process
+   * shares the memory. Two things are read plainly then: a run of packed flags, with one atomic load at its end
+   * instead of one a buffer; and what the driver wants to be told of, behind the atomic store that publishes. False,
+   * which is right everywhere, unless told.
    */
   strongOrdering?: boolean;
 };

@@ -71,9 +71,15 @@ function tellFinding(
   const lines = ["", ...failureLines(name, finding)];
   if (script !== null) {
     const path = `${folder}/${counterexampleName(name, script)}`;
-    Deno.writeTextFileSync(path, encodeCounterexample(name, script, finding));
-    lines.push("or by the file that keeps it:");
-    lines.push(`  deno task props --replay ${path}`);
+    const text = encodeCounterexample(name, script, finding);
+    try {
+      Deno.writeTextFileSync(path, text);
+      lines.push("or by the file that keeps it:");
+      lines.push(`  deno task props --replay ${path}`);
+    } catch (error) {
+      // The word is enough, and other properties go on.
+      lines.push(`(no file of it: ${(error as Error).message})`);
+    }
   }
   lines.push(`The scripts among which it was found (batch ${batch}):`);
   lines.push(

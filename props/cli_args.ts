@@ -159,9 +159,7 @@ export function parsePropsArgs(
       const text = value();
       const selected = selectNames(text, names);
       if (selected.length === 0) {
-        throw new PropsUsageError(
-          `no property is called ${text}; there are ${names.join(", ")}`,
-        );
+        throw new PropsUsageError(`no property is called ${text}`);
       }
       for (const one of selected) only.add(one);
     } else throw new PropsUsageError(`unknown option ${name}`);

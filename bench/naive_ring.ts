@@ -13,7 +13,7 @@ const F_USED = 0x8000;
 
 /** Where a ring lies in its memory, in bytes. */
 export type NaivePlace = {
-  buffer: ArrayBuffer;
+  buffer: ArrayBufferLike;
   size: number;
   descriptors: number;
   driver: number;

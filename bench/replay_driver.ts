@@ -77,6 +77,7 @@ class ReplaySplit implements ReplayDriver {
 const F_AVAIL = 0x80;
 const F_USED = 0x8000;
 const F_AVAIL_USED = 0x8080;
+const EVENT_DESC = 2;
 
 class ReplayPacked implements ReplayDriver {
   readonly buffers: number;
@@ -98,7 +99,7 @@ class ReplayPacked implements ReplayDriver {
     this.#ring = new Uint32Array(buffer, descriptors, QUEUE_SIZE * 4);
     this.#flags = new Uint16Array(buffer, descriptors, QUEUE_SIZE * 8);
     this.#event = new Uint16Array(buffer, driver, 2);
-    this.#event[1] = 2;
+    this.#event[1] = ring.config.eventIdx === true ? EVENT_DESC : 0;
     this.#images = [F_USED, F_AVAIL].map((bits) => {
       const image = this.#ring.slice();
       for (let i = 0; i < QUEUE_SIZE; i++) {

@@ -102,7 +102,7 @@ export function benchPopPush(format: RingFormat): void {
     for (const [label, wanted] of BATCHES) {
       const kind = indirect ? "/indirect" : "";
       const group = `ring/${format}/pop_push/q${QUEUE_SIZE}/${label}${kind}`;
-      const ring = new RingMemory(format, indirect);
+      const ring = new RingMemory(format, { indirect });
       const batch = Math.min(wanted, ring.buffers);
       const laps = RING_BUFFERS / ring.buffers;
       const driver = replayDriver(ring);
@@ -112,7 +112,7 @@ export function benchPopPush(format: RingFormat): void {
         serve(device, chain, driver, batch, laps);
       });
 
-      const other = new RingMemory(format, indirect);
+      const other = new RingMemory(format, { indirect });
       const otherDriver = replayDriver(other);
       const naive = format === "split"
         ? new NaiveSplitDevice(other.place)
@@ -220,12 +220,12 @@ export function benchRoundTrip(format: RingFormat): void {
   for (const [label, wanted] of BATCHES) {
     const group = `ring/${format}/round_trip/q${QUEUE_SIZE}/${label}`;
     for (const indirect of [false, true]) {
-      const ring = new RingMemory(format, indirect);
+      const ring = new RingMemory(format, { indirect });
       const batch = Math.min(wanted, ring.buffers);
       const name = indirect ? `${group}/indirect` : group;
       Deno.bench(name, { group }, roundTrip(ring, batch));
     }
-    const ring = new RingMemory(format, false);
+    const ring = new RingMemory(format);
     Deno.bench(
       `${group}/naive`,
       { group, baseline: true },

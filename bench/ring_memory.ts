@@ -1,6 +1,6 @@
 import {
+  type BatchDeviceQueue,
   BufferList,
-  type DeviceQueue,
   type DriverQueue,
   GuestMemory,
   PackedDevice,
@@ -9,31 +9,44 @@ import {
   type RingFormat,
   SplitDevice,
   SplitDriver,
-} from "../ring/mod.ts";
+} from "../mod.ts";
 import type { NaivePlace } from "./naive_ring.ts";
 
 /** Descriptors of each ring. */
 export const QUEUE_SIZE = 256;
 /** Bytes of the segment that the device reads. */
 export const READABLE_BYTES = 44;
-/** Bytes of the segment that the device writes. */
+/** Bytes of a segment that the device writes. */
 export const WRITABLE_BYTES = 64;
-/** Descriptors in an indirect table. */
-const TABLE_ENTRIES = 2;
+/** Segments that a buffer may have. */
+const MOST_SEGMENTS = 8;
 
 const DESCRIPTORS = 0;
 const DRIVER_AREA = 0x1000;
 const DEVICE_AREA = 0x2000;
 const TABLES = 0x3000;
-const DATA = TABLES + QUEUE_SIZE * TABLE_ENTRIES * 16;
+const DATA = TABLES + QUEUE_SIZE * MOST_SEGMENTS * 16;
 /** Bytes from one buffer's memory to the next one's. */
-const STRIDE = 128;
-const MEMORY_BYTES = DATA + QUEUE_SIZE * STRIDE;
+const STRIDE = MOST_SEGMENTS * WRITABLE_BYTES;
+/** Bytes of the guest's memory. */
+export const MEMORY_BYTES: number = DATA + QUEUE_SIZE * STRIDE;
 
-/** A ring of 256 with EVENT_IDX in one region at guest address 0; addresses are offsets in `buffer`. */
+/** What a ring can be told. */
+export type RingMemoryOptions = {
+  /** Segments of a buffer: the first one is read by the device and the others are written, a single one, too. */
+  segments?: number;
+  /** A buffer takes one descriptor and a table, not one descriptor a segment. */
+  indirect?: boolean;
+  /** VIRTIO_F_EVENT_IDX; true unless told. */
+  eventIdx?: boolean;
+  /** Memory, which threads may share; {@link MEMORY_BYTES} of it. */
+  buffer?: ArrayBufferLike;
+};
+
+/** A ring of 256 in one region at guest address 0; addresses are offsets in `buffer`. */
 export class RingMemory {
   /** All of it. */
-  readonly buffer: ArrayBuffer = new ArrayBuffer(MEMORY_BYTES);
+  readonly buffer: ArrayBufferLike;
   /** The same, for the queues. */
   readonly memory: GuestMemory;
   /** What both sides are set up with. */
@@ -42,14 +55,24 @@ export class RingMemory {
   readonly place: NaivePlace;
   /** Split or packed. */
   readonly format: RingFormat;
+  /** Segments of a buffer. */
+  readonly segments: number;
   /** Buffers that fit. */
   readonly buffers: number;
+  /** Bytes of a buffer. */
+  readonly bytes: number;
 
-  /** @param format Split or packed. @param indirect A buffer takes one descriptor and a table, not two. */
-  constructor(format: RingFormat, indirect: boolean) {
-    const { buffer } = this;
+  /** @param format Split or packed. @param options Two segments without a table unless told. */
+  constructor(format: RingFormat, options: RingMemoryOptions = {}) {
+    const { segments = 2, indirect = false, eventIdx = true } = options;
+    const { buffer = new ArrayBuffer(MEMORY_BYTES) } = options;
     this.format = format;
-    this.buffers = indirect ? QUEUE_SIZE : QUEUE_SIZE / 2;
+    this.segments = segments;
+    this.buffers = indirect ? QUEUE_SIZE : QUEUE_SIZE / segments;
+    this.bytes = segments === 1
+      ? WRITABLE_BYTES
+      : READABLE_BYTES + (segments - 1) * WRITABLE_BYTES;
+    this.buffer = buffer;
     this.memory = new GuestMemory([{
       guestAddress: 0,
       size: MEMORY_BYTES,
@@ -60,10 +83,11 @@ export class RingMemory {
       descriptorArea: DESCRIPTORS,
       driverArea: DRIVER_AREA,
       deviceArea: DEVICE_AREA,
-      eventIdx: true,
+      eventIdx,
       indirect,
-      // One thread.
-      strongOrdering: true,
+      // Where threads share it they are on x86 or on one core: see strongOrdering().
+      strongOrdering: buffer instanceof ArrayBuffer ||
+        Deno.build.arch === "x86_64",
     };
     this.place = {
       buffer,
@@ -77,7 +101,7 @@ export class RingMemory {
   /** Makes the driver side, which clears the ring. */
   driver(): DriverQueue {
     const options = this.config.indirect
-      ? { indirect: { address: TABLES, entries: TABLE_ENTRIES } }
+      ? { indirect: { address: TABLES, entries: this.segments } }
       : {};
     return this.format === "split"
       ? new SplitDriver(this.memory, this.config, options)
@@ -85,7 +109,7 @@ export class RingMemory {
   }
 
   /** Makes the device side. */
-  device(): DeviceQueue {
+  device(): BatchDeviceQueue {
     return this.format === "split"
       ? new SplitDevice(this.memory, this.config)
       : new PackedDevice(this.memory, this.config);
@@ -98,8 +122,16 @@ export class RingMemory {
 
   /** The segments of buffer `i`. */
   list(i: number): BufferList {
-    return new BufferList(2)
-      .addReadable(this.address(i), READABLE_BYTES)
-      .addWritable(this.address(i) + READABLE_BYTES, WRITABLE_BYTES);
+    const list = new BufferList(this.segments);
+    let at = this.address(i);
+    if (this.segments > 1) {
+      list.addReadable(at, READABLE_BYTES);
+      at += READABLE_BYTES;
+    }
+    while (list.count < this.segments) {
+      list.addWritable(at, WRITABLE_BYTES);
+      at += WRITABLE_BYTES;
+    }
+    return list;
   }
 }

@@ -1,0 +1,140 @@
+import { Chain, type DeviceQueue, type RingFormat } from "../mod.ts";
+import { MEMORY_BYTES, RingMemory } from "./ring_memory.ts";
+
+/** Buffers that the driver has in flight at most. */
+const OUTSTANDING = 64;
+/** Bytes that the device says it wrote. */
+const WRITTEN = 7;
+
+// Words by which the driver's thread starts a run and the device's tells of its end.
+const RUN = 0;
+const BUFFERS = 1;
+const ENDED = 2;
+const BYTES = 3;
+const WORDS = 4;
+/** Run that asks the device's thread to end. */
+const STOP = -1;
+
+/** What the device's thread is started with. */
+export type TwoThreadsOrder = {
+  format: RingFormat;
+  batch: number;
+  buffer: SharedArrayBuffer;
+  control: SharedArrayBuffer;
+};
+
+/** Driver and device in two threads, both looking for work without rest while they run. */
+export class TwoThreads {
+  readonly #ring: RingMemory;
+  readonly #batch: number;
+  readonly #worker: Worker;
+  readonly #control: Int32Array;
+  readonly #move: (buffers: number) => number;
+  #runs = 0;
+
+  /** Starts the device's thread. @param batch Buffers that are published at once. */
+  constructor(format: RingFormat, batch: number) {
+    const buffer = new SharedArrayBuffer(MEMORY_BYTES);
+    const control = new SharedArrayBuffer(WORDS * 4);
+    this.#ring = new RingMemory(format, { buffer });
+    this.#batch = batch;
+    this.#control = new Int32Array(control);
+    this.#move = this.#driver();
+    this.#worker = new Worker(
+      new URL("./two_threads_worker.ts", import.meta.url),
+      { type: "module" },
+    );
+    const order: TwoThreadsOrder = { format, batch, buffer, control };
+    this.#worker.postMessage(order);
+  }
+
+  /** Moves that many buffers; the milliseconds that they took, from the first that came back. */
+  run(buffers: number): number {
+    const control = this.#control;
+    control[BUFFERS] = buffers;
+    this.#start(++this.#runs);
+    const ms = this.#move(buffers);
+    while (Atomics.load(control, ENDED) !== this.#runs);
+    if (control[BYTES] !== buffers * this.#ring.bytes % 2 ** 31) {
+      throw new Error(`the device saw ${control[BYTES]} bytes`);
+    }
+    return ms;
+  }
+
+  /** Ends the device's thread. */
+  close(): void {
+    this.#start(STOP);
+    this.#worker.terminate();
+  }
+
+  #start(run: number): void {
+    Atomics.store(this.#control, RUN, run);
+    Atomics.notify(this.#control, RUN);
+  }
+
+  #driver(): (buffers: number) => number {
+    const ring = this.#ring;
+    const batch = this.#batch;
+    const driver = ring.driver();
+    const lists = Array.from({ length: ring.buffers }, (_, i) => ring.list(i));
+    const mask = lists.length - 1;
+    return (buffers) => {
+      let added = 0;
+      let moved = 0;
+      let start = 0;
+      while (moved < buffers) {
+        // Both run once the first buffers are back.
+        if (start === 0 && moved > 0) start = performance.now();
+        while (added < buffers && added - moved + batch <= OUTSTANDING) {
+          for (let i = 0; i < batch; i++) {
+            driver.add(lists[(added + i) & mask]!);
+          }
+          added += batch;
+          driver.publish();
+          driver.needsKick();
+        }
+        while (driver.reclaim() >= 0) {
+          if (driver.usedLength === WRITTEN) moved++;
+        }
+      }
+      return performance.now() - start;
+    };
+  }
+}
+
+/** The device's thread: serves one run after the other until it is asked to end. */
+export function serveRuns(order: TwoThreadsOrder): void {
+  const { format, batch, buffer } = order;
+  const control = new Int32Array(order.control);
+  const ring = new RingMemory(format, { buffer });
+  const device = ring.device();
+  const chain = new Chain(ring.memory);
+  for (let run = 1;; run++) {
+    Atomics.wait(control, RUN, run - 1);
+    if (Atomics.load(control, RUN) === STOP) return;
+    control[BYTES] = serve(device, chain, batch, control[BUFFERS]!) % 2 ** 31;
+    Atomics.store(control, ENDED, run);
+  }
+}
+
+function serve(
+  device: DeviceQueue,
+  chain: Chain,
+  batch: number,
+  buffers: number,
+): number {
+  let bytes = 0;
+  for (let done = 0; done < buffers;) {
+    let count = 0;
+    while (count < batch && device.pop(chain)) {
+      bytes += chain.readableBytes + chain.writableBytes;
+      device.push(chain.token, WRITTEN);
+      count++;
+    }
+    if (count === 0) continue;
+    device.publish();
+    device.needsInterrupt();
+    done += count;
+  }
+  return bytes;
+}

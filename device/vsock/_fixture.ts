@@ -15,8 +15,12 @@ import { VirtioDevice } from "../virtio_device.ts";
 import { VsockDevice, type VsockDeviceOptions } from "./device.ts";
 import {
   type ConnectRequest,
+  type HostMessages,
   type HostSide,
   type HostStream,
+  MESSAGE_AGAIN,
+  type MessageEvents,
+  type MessagesRequest,
   STREAM_AGAIN,
   STREAM_BROKEN,
   type StreamEvents,
@@ -97,10 +101,75 @@ export class Stream implements HostStream {
   }
 }
 
+/** The host's end of a seqpacket connection, which does what a test says. */
+export class Messages implements HostMessages {
+  events: MessageEvents | null = null;
+  /** Messages that it takes before it is full. */
+  room: number = Infinity;
+  /** What it answers to any message instead, where that is not 0. */
+  answer = 0;
+  written: number[][] = [];
+  records: boolean[] = [];
+  writes = 0;
+  input: { bytes: Uint8Array; eor: boolean }[] = [];
+  atEnd: number = MESSAGE_AGAIN;
+  calls: string[] = [];
+  endOfRecord = false;
+
+  writeMessage(from: Segments, eor: boolean): number {
+    const bytes = new Uint8Array(from.bytes);
+    from.copyTo(bytes);
+    return this.writeMessageBytes(bytes, eor);
+  }
+  writeMessageBytes(from: Uint8Array, eor: boolean): number {
+    this.writes++;
+    if (this.answer !== 0) return this.answer;
+    if (this.room === 0) return MESSAGE_AGAIN;
+    this.room--;
+    this.written.push([...from]);
+    this.records.push(eor);
+    return from.length;
+  }
+  readMessage(into: Uint8Array): number {
+    const next = this.input.shift();
+    if (next === undefined) return this.atEnd;
+    this.endOfRecord = next.eor;
+    into.set(next.bytes.subarray(0, into.length));
+    return next.bytes.length;
+  }
+  shutdownWrite(): void {
+    this.calls.push("shutdownWrite");
+  }
+  shutdownRead(): void {
+    this.calls.push("shutdownRead");
+  }
+  close(reset: boolean): void {
+    this.calls.push(reset ? "reset" : "close");
+  }
+  say(bytes: Uint8Array, eor = false): void {
+    this.input.push({ bytes, eor });
+    this.events!.hostReadable();
+  }
+  end(how: number): void {
+    this.atEnd = how;
+    this.events!.hostReadable();
+  }
+}
+
 /** A host side on whose port 1234 somebody listens, and on 1235 somebody who takes his time. */
 export class Host implements HostSide {
   streams: Stream[] = [];
+  messages: Messages[] = [];
   slow: ConnectRequest[] = [];
+  connectMessages(request: MessagesRequest): void {
+    if (request.hostPort !== 1234) return request.refuse();
+    request.accept((events) => {
+      const messages = new Messages();
+      messages.events = events;
+      this.messages.push(messages);
+      return messages;
+    });
+  }
   connect(request: ConnectRequest): void {
     if (request.hostPort === 1235) this.slow.push(request);
     else if (request.hostPort === 1234) this.accept(request);
@@ -273,6 +342,14 @@ export class Guest {
     const [response] = this.run();
     assertEquals(response!.op, RESPONSE);
     return this.host.streams.at(-1)!;
+  }
+
+  /** The same by a seqpacket socket. */
+  connectMessages(fields: Partial<Packet> = {}): Messages {
+    this.send({ op: REQUEST, type: 2, ...fields });
+    const [response] = this.run();
+    assertEquals([response!.op, response!.type], [RESPONSE, 2]);
+    return this.host.messages.at(-1)!;
   }
 
   count(kind: string): number {

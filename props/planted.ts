@@ -302,4 +302,9 @@ export const PLANTS: readonly Plant[] = [
     'this.#diagnostics.count("reset_unknown");',
     "this.#addStray(dstPort, srcPort, header.type, srcCid, dstCid);",
   ]),
+  plant("vsock-eom-on-every-fragment", "several", [
+    "device/vsock/rx_writer.ts",
+    "header.flags = done + length === bytes.length ? lastFlags : 0;",
+    "header.flags = lastFlags;",
+  ]),
 ];

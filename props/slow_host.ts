@@ -1,19 +1,31 @@
-import type {
-  ConnectAnswer,
-  ConnectRequest,
-  HostSide,
-  HostStream,
-  PendingConnect,
-  RestoredConnection,
-  StreamEvents,
+import {
+  type ConnectAnswer,
+  type ConnectRequest,
+  type HostMessages,
+  type HostSide,
+  type HostStream,
+  MESSAGE_AGAIN,
+  type MessageEvents,
+  type MessagesAnswer,
+  type MessagesRequest,
+  type PendingConnect,
+  type RestoredConnection,
+  type StreamEvents,
 } from "../device/vsock/host.ts";
 import type {
   LoopbackConn,
   LoopbackDevice,
   LoopbackHost,
 } from "../device/vsock/loopback.ts";
+import type { LoopbackMessages } from "../device/vsock/loopback_messages.ts";
 
-type Room = { taken: number; owed: boolean; events: StreamEvents };
+/** Bytes and messages that a program has taken and not read. */
+type Room = {
+  taken: number;
+  messages: number;
+  owed: boolean;
+  events: StreamEvents;
+};
 
 /**
  * A host side whose programs take few bytes at a time: it stands between a device and a loopback host, and
@@ -23,7 +35,7 @@ type Room = { taken: number; owed: boolean; events: StreamEvents };
 export class SlowHost implements HostSide {
   readonly #inner: LoopbackHost;
   readonly #room: number;
-  readonly #rooms: WeakMap<LoopbackConn, Room> = new WeakMap();
+  readonly #rooms: WeakMap<object, Room> = new WeakMap();
   #held: ConnectRequest[] = [];
   /** Host port whose programs answer when they are told to; -1 for none. */
   heldPort = -1;
@@ -44,6 +56,11 @@ export class SlowHost implements HostSide {
     return {
       connect: (guestPort: number, answer: ConnectAnswer): PendingConnect =>
         device.connect(guestPort, this.#slowAnswer(answer)),
+      connectMessages: (
+        guestPort: number,
+        answer: MessagesAnswer,
+      ): PendingConnect =>
+        device.connectMessages!(guestPort, this.#slowMessagesAnswer(answer)),
       process: () => device.process(),
     };
   }
@@ -52,10 +69,7 @@ export class SlowHost implements HostSide {
   wasRead(program: LoopbackConn, count: number): void {
     const room = this.#rooms.get(program);
     if (room === undefined || count === 0) return;
-    room.taken -= count;
-    if (!room.owed) return;
-    room.owed = false;
-    room.events.hostWritable();
+    this.#free(room, count);
   }
 
   /** A guest connects. */
@@ -113,6 +127,118 @@ export class SlowHost implements HostSide {
     return answer && this.#slowAnswer(answer);
   }
 
+  /** A guest connects a seqpacket socket. */
+  connectMessages(request: MessagesRequest): void {
+    this.#inner.connectMessages({
+      hostPort: request.hostPort,
+      guestPort: request.guestPort,
+      get cancelled(): boolean {
+        return request.cancelled;
+      },
+      accept: (open) =>
+        request.accept((events) => this.#slowMessages(open, events, null)),
+      refuse: () => request.refuse(),
+    });
+  }
+
+  /** A restored device goes on with a seqpacket connection. */
+  resumeMessages(
+    connection: RestoredConnection,
+  ): ((events: MessageEvents) => HostMessages) | null {
+    const program = this.#inner.messageConnections.find((one) =>
+      one.suspended && one.hostPort === connection.hostPort &&
+      one.guestPort === connection.guestPort
+    );
+    const open = this.#inner.resumeMessages(connection);
+    return open &&
+      ((events) => this.#slowMessages(open, events, program ?? null));
+  }
+
+  /** A restored device goes on with a seqpacket connect. */
+  resumeConnectMessages(connection: RestoredConnection): MessagesAnswer | null {
+    const answer = this.#inner.resumeConnectMessages(connection);
+    return answer && this.#slowMessagesAnswer(answer);
+  }
+
+  /** A program has received a message of so many bytes. */
+  wasReceived(program: LoopbackMessages, bytes: number): void {
+    const room = this.#rooms.get(program);
+    if (room === undefined) return;
+    room.messages--;
+    this.#free(room, bytes);
+  }
+
+  #slowMessagesAnswer(answer: MessagesAnswer): MessagesAnswer {
+    return {
+      accepted: (hostPort, events) => {
+        this.connects.accepted++;
+        return this.#slowMessages(
+          (inner) => answer.accepted(hostPort, inner),
+          events,
+          null,
+        );
+      },
+      refused: (reason) => {
+        this.connects.refused++;
+        answer.refused(reason);
+      },
+    };
+  }
+
+  /** The same as `#slow()`, for a program of messages, of which it takes one at least. */
+  #slowMessages(
+    open: (events: MessageEvents) => HostMessages,
+    events: MessageEvents,
+    program: LoopbackMessages | null,
+  ): HostMessages {
+    const inner = open(events);
+    const room = this.#enter(
+      program ?? this.#inner.messageConnections.at(-1)!,
+      events,
+    );
+    const writeMessageBytes = (bytes: Uint8Array, eor: boolean): number => {
+      if (room.messages > 0 && room.taken + bytes.length > this.#room) {
+        room.owed = true;
+        return MESSAGE_AGAIN;
+      }
+      const result = inner.writeMessageBytes(bytes, eor);
+      if (result < 0) return result;
+      room.messages++;
+      room.taken += bytes.length;
+      return result;
+    };
+    return {
+      get endOfRecord(): boolean {
+        return inner.endOfRecord;
+      },
+      writeMessageBytes,
+      writeMessage: (from, eor) => {
+        const bytes = new Uint8Array(from.bytes);
+        from.copyTo(bytes);
+        return writeMessageBytes(bytes, eor);
+      },
+      readMessage: (into) => inner.readMessage(into),
+      shutdownWrite: () => inner.shutdownWrite(),
+      shutdownRead: () => inner.shutdownRead(),
+      close: (reset) => inner.close(reset),
+    };
+  }
+
+  /** The room of a program: what it took before a migration still waits to be read. */
+  #enter(program: object, events: StreamEvents): Room {
+    const { taken = 0, messages = 0 } = this.#rooms.get(program) ?? {};
+    const room = { taken, messages, owed: false, events };
+    this.#rooms.set(program, room);
+    return room;
+  }
+
+  #free(room: Room, bytes: number): void {
+    room.taken -= bytes;
+    if (!room.owed) return;
+    room.owed = false;
+    room.events.hostWritable();
+  }
+
   #slowAnswer(answer: ConnectAnswer): ConnectAnswer {
     return {
       accepted: (hostPort, events) => {
@@ -137,11 +263,10 @@ export class SlowHost implements HostSide {
     program: LoopbackConn | null,
   ): HostStream {
     const stream = open(events);
-    const end = program ?? this.#inner.connections.at(-1)!;
-    // What was taken before a migration still waits to be read.
-    const taken = this.#rooms.get(end)?.taken ?? 0;
-    const room = { taken, owed: false, events };
-    this.#rooms.set(end, room);
+    const room = this.#enter(
+      program ?? this.#inner.connections.at(-1)!,
+      events,
+    );
     const writeBytes = (bytes: Uint8Array): number => {
       const free = Math.max(0, this.#room - room.taken);
       const count = stream.writeBytes(bytes.subarray(0, free));

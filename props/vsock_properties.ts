@@ -6,6 +6,11 @@
 
 import type { NamedProperty } from "./queue_properties.ts";
 import { judgingOnly } from "./judging.ts";
+import {
+  type MessageStep,
+  messageSteps,
+  MessageWorld,
+} from "./message_world.ts";
 import { scriptProperty } from "./script_property.ts";
 import {
   STREAM_SETUPS,
@@ -68,6 +73,20 @@ const STREAM_INVARIANTS: readonly string[] = [
   "snapshot",
 ];
 
+/** A promise about seqpackets. */
+function messages(
+  name: string,
+  invariants: readonly string[],
+): NamedProperty {
+  return scriptProperty<VsockSetup, MessageStep>({
+    name: `vsock/${name}`,
+    setups: STREAM_SETUPS,
+    steps: messageSteps(),
+    maxSteps: 60,
+    make: (setup) => judgingOnly(invariants, new MessageWorld(setup)),
+  });
+}
+
 /** All of them. */
 export const VSOCK_PROPERTIES: readonly NamedProperty[] = [
   streams("bytes-in-order", "traffic", ["bytes-in-order", "packets"]),
@@ -79,6 +98,10 @@ export const VSOCK_PROPERTIES: readonly NamedProperty[] = [
   packets("memory-bounded", "floods", [
     "memory-bounded",
     "every-connection-ends",
+  ]),
+  messages("seqpacket-messages", [
+    "seqpacket-messages",
+    ...STREAM_INVARIANTS,
   ]),
   streams("snapshot", "restores", STREAM_INVARIANTS),
 ];

@@ -1,5 +1,9 @@
 import { VsockDevice } from "../device/vsock/device.ts";
 import { type LoopbackConn, LoopbackHost } from "../device/vsock/loopback.ts";
+import type {
+  LoopbackMessage,
+  LoopbackMessages,
+} from "../device/vsock/loopback_messages.ts";
 import {
   InProcessGuest,
   RX_LAYOUT_LINUX_6,
@@ -152,6 +156,16 @@ export class VsockRig {
     this.slow.wasRead(conn, count ?? 0);
     this.guest.wake();
     return count;
+  }
+
+  /** A host program receives the next message; null where there is none. See `LoopbackMessages.tryReceive`. */
+  hostReceive(program: LoopbackMessages): LoopbackMessage | null {
+    const message = program.tryReceive();
+    if (message !== null) {
+      this.slow.wasReceived(program, message.bytes.length);
+      this.guest.wake();
+    }
+    return message;
   }
 
   /** Lets time pass, for the device and where told for the guest. */

@@ -26,7 +26,7 @@ import {
 import { newRun, type ScriptWorld } from "./script_property.ts";
 import type { QueueRun } from "./queue_steps.ts";
 import { expectSame, Violation } from "./violation.ts";
-import { StreamModel } from "./vsock_model.ts";
+import { type DirectionModel, StreamModel } from "./vsock_model.ts";
 import {
   RX_LAYOUTS,
   TX_LAYOUTS,
@@ -47,6 +47,8 @@ export type VsockStep =
   | { do: "askCredit" | "tellCredit"; pick: number }
   | { do: "stray"; op: number; type: number }
   | { do: "pauseRx"; paused: boolean }
+  /** The guest's stack works, and its notifications are on their way. */
+  | { do: "publish" }
   | { do: "run"; passes: number }
   | { do: "time"; ms: number }
   | { do: "restore" | "migrate" | "transportReset" };
@@ -62,6 +64,8 @@ const STRAY_PORT = 0x1000_0000;
 const MANY_CONNECTIONS = 64;
 /** Rounds in which both ends read what there is, until all must have arrived. */
 const MAX_ROUNDS = 3000;
+/** Windows full of bytes that are on their way at a time. */
+const MAX_WINDOWS = 300;
 /** Rounds without news that are enough to say that there will be none. */
 const IDLE_ROUNDS = 4;
 
@@ -137,12 +141,13 @@ export class StreamWorld implements ScriptWorld<VsockStep> {
         return this.#accept();
       case "guestSend": {
         const { up } = stream!.model;
-        const sent = stream!.guest?.send(up.offer(step.bytes)) ?? 0;
+        const bytes = atMost(step.bytes, up, this.#setup.hostRoom);
+        const sent = stream!.guest?.send(up.offer(bytes)) ?? 0;
         up.sent += sent;
         // With credit left, it was the queue that had no room.
         const { guest } = stream!;
         if (
-          sent < step.bytes && guest?.sendEnded === false && guest.credit > 0
+          sent < bytes && guest?.sendEnded === false && guest.credit > 0
         ) {
           this.run.full = true;
         }
@@ -198,6 +203,9 @@ export class StreamWorld implements ScriptWorld<VsockStep> {
       case "pauseRx":
         driver.rxPaused = step.paused;
         if (!step.paused) driver.poll();
+        return "";
+      case "publish":
+        driver.poll();
         return "";
       case "run":
         guest.run(step.passes === 0 ? Infinity : step.passes);
@@ -415,7 +423,8 @@ export class StreamWorld implements ScriptWorld<VsockStep> {
     const { down } = model;
     if (host === null || model.hostDone || down.ended) return 0;
     try {
-      const sent = host.tryWrite(down.offer(bytes));
+      const few = atMost(bytes, down, this.#setup.guestBuffer);
+      const sent = host.tryWrite(down.offer(few));
       down.sent += sent;
       return sent;
     } catch (error) {
@@ -445,6 +454,12 @@ export class StreamWorld implements ScriptWorld<VsockStep> {
     else up.take(target.subarray(0, count));
     return count ?? 0;
   }
+}
+
+/** As many of `bytes` as arrive within the rounds that are waited, `window` bytes in each. */
+function atMost(bytes: number, way: DirectionModel, window: number): number {
+  const room = window * MAX_WINDOWS - (way.sent - way.received);
+  return Math.max(0, Math.min(bytes, room));
 }
 
 /** The invariant that a guest's stack has seen broken. */
@@ -522,11 +537,12 @@ export function streamSteps(theme: StreamTheme): fc.Arbitrary<VsockStep>[] {
     of("hostCloseWrite", { pick }),
     of("hostClose", { pick }),
   ];
+  const publish = of("publish");
   const moves = [of("restore"), of("migrate")];
   const themed = {
     traffic: traffic,
     ends,
-    restores: [...moves, ...moves, ...moves],
+    restores: [publish, publish, ...moves, ...moves, ...moves],
     resets: [stray, stray, of("transportReset")],
   }[theme];
   return [
@@ -550,6 +566,7 @@ export function streamSteps(theme: StreamTheme): fc.Arbitrary<VsockStep>[] {
     of("pauseRx", { paused: fc.boolean() }),
     of("time", { ms: fc.constantFrom(5, 50, 1500, 5000, 9000) }),
     ...moves,
+    publish,
     ...themed,
   ];
 }

@@ -1,0 +1,568 @@
+/**
+ * Seqpacket connections: a guest that cuts its messages into fragments at will, host programs that send and
+ * receive whole ones, and the device between them.
+ *
+ * @module
+ */
+
+import fc from "fast-check";
+import type {
+  LoopbackHost,
+  LoopbackListener,
+} from "../device/vsock/loopback.ts";
+import {
+  CID_HOST,
+  OP_CREDIT_REQUEST,
+  OP_CREDIT_UPDATE,
+  OP_REQUEST,
+  OP_RESPONSE,
+  OP_RST,
+  OP_RW,
+  OP_SHUTDOWN,
+  opName,
+  SEQ_EOM,
+  SEQ_EOR,
+  SHUTDOWN_BOTH,
+  SHUTDOWN_RCV,
+  SHUTDOWN_SEND,
+  TYPE_SEQPACKET,
+  TYPE_STREAM,
+} from "./guest/mod.ts";
+import {
+  MessagesModel,
+  MessageStore,
+  type SentMessage,
+} from "./message_model.ts";
+import type { QueueRun } from "./queue_steps.ts";
+import { newRun, type ScriptWorld } from "./script_property.ts";
+import { expectSame, Violation } from "./violation.ts";
+import { VsockRig, type VsockSetup } from "./vsock_rig.ts";
+import type { WirePacket } from "./wire_model.ts";
+
+/** One step of a script; picks count modulo the connections that there are. */
+export type MessageStep =
+  | { do: "connect"; bufAlloc: number }
+  | { do: "hostConnect" }
+  /** The guest begins a message, which ends a record or not. */
+  | { do: "message"; pick: number; bytes: number; endOfRecord: boolean }
+  /** The guest sends a fragment of what it has begun, or all that is left. */
+  | { do: "fragment"; pick: number; bytes: number }
+  | { do: "rest"; pick: number }
+  | { do: "hostMessage"; pick: number; bytes: number; endOfRecord: boolean }
+  | { do: "hostReceive"; pick: number; count: number }
+  /** The guest reads whole messages, and tells of a buffer that grows by so many bytes. */
+  | { do: "read"; pick: number; grows: number }
+  | { do: "wrongType"; pick: number; op: number }
+  | { do: "shutdown"; pick: number; flags: number }
+  | { do: "reset"; pick: number }
+  | { do: "hostCloseWrite" | "hostClose"; pick: number }
+  | { do: "time"; ms: number }
+  | { do: "restore" | "migrate" };
+
+type Program = LoopbackHost["messageConnections"][number];
+
+type Connection = {
+  guestPort: number;
+  hostPort: number;
+  up: MessagesModel;
+  down: MessagesModel;
+  store: MessageStore;
+  /** What is left of a message that the guest has begun. */
+  begun: { message: SentMessage; done: number } | null;
+  bufAlloc: number;
+  fwdCnt: number;
+  /** Bytes of whole messages, and of all fragments, that the guest got. */
+  whole: number;
+  received: number;
+  sent: number;
+  program: Program | null;
+  guestShut: number;
+  deviceShut: number;
+  hostEnded: boolean;
+  over: boolean;
+};
+
+const PORT = 1234;
+const STREAM_PORT = 1235;
+const SERVER_PORT = 80;
+const FIRST_GUEST_PORT = 5000;
+const SERVER_BUFFER = 3000;
+const MAX_ROUNDS = 3000;
+const LONG_MS = 20_000;
+
+/** The device, its host programs, and a guest that is a model of it. */
+export class MessageWorld implements ScriptWorld<MessageStep> {
+  /** For statistics. */
+  readonly run: QueueRun = newRun("midFlight", "wrapped", "full", "indirect");
+  readonly #setup: VsockSetup;
+  readonly #rig: VsockRig;
+  readonly #listener: LoopbackListener<Program>;
+  /** By guest port and host port. */
+  readonly #live: Map<string, Connection> = new Map();
+  readonly #all: Connection[] = [];
+  /** RSTs and RESPONSEs that are due and that came. */
+  #due: string[] = [];
+  #came: string[] = [];
+  #ports = 0;
+
+  /** @param setup What guest and device are made with. */
+  constructor(setup: VsockSetup) {
+    this.#setup = setup;
+    if (!setup.indirect) this.run.indirect = null;
+    const rig = new VsockRig(setup);
+    this.#rig = rig;
+    this.#listener = rig.host.listen(PORT, { type: "seqpacket" });
+    rig.host.listen(STREAM_PORT);
+    rig.guest.driver.claimPort();
+    this.#rest();
+  }
+
+  /** Whether there is a connection for it. */
+  possible(step: MessageStep): boolean {
+    return !("pick" in step) || this.#live.size > 0;
+  }
+
+  /** Takes a step and compares what comes of it. */
+  take(step: MessageStep): string {
+    const outcome = this.#perform(step);
+    this.#rest();
+    this.#rig.tell(this.run);
+    return outcome;
+  }
+
+  #perform(step: MessageStep): string {
+    const rig = this.#rig;
+    const live = [...this.#live.values()];
+    const picked = "pick" in step ? live[step.pick % live.length]! : null;
+    switch (step.do) {
+      case "connect": {
+        const guestPort = FIRST_GUEST_PORT + this.#ports++;
+        const { bufAlloc } = step;
+        const { maxConnections } = this.#setup;
+        const full = rig.device.connectionCount >= maxConnections;
+        this.#due.push(words(full ? OP_RST : OP_RESPONSE, guestPort, PORT));
+        if (!full) this.#add(guestPort, PORT, bufAlloc);
+        const ports = { srcPort: guestPort, dstPort: PORT };
+        this.#send({ ...ports, op: OP_REQUEST, bufAlloc, fwdCnt: 0 });
+        return full ? "too many" : `port ${guestPort}`;
+      }
+      case "hostConnect":
+        rig.host.connect(SERVER_PORT, { type: "seqpacket" }).catch(() => {});
+        return "";
+      case "message": {
+        // Linux refuses what is longer than either buffer (EMSGSIZE).
+        const most = Math.min(this.#setup.deviceBuffer, picked!.bufAlloc);
+        const bytes = Math.min(step.bytes, most);
+        if (!maySend(picked!) || picked!.begun !== null) return "";
+        const message = picked!.up.offer(bytes, step.endOfRecord);
+        picked!.begun = { message, done: 0 };
+        if (bytes === 0) this.#fragment(picked!, 0);
+        return `${bytes} bytes`;
+      }
+      case "fragment":
+        return `${this.#fragment(picked!, step.bytes)} bytes`;
+      case "rest":
+        return `${this.#fragment(picked!, 65_536)} bytes`;
+      case "hostMessage":
+        return this.#hostMessage(picked!, step.bytes, step.endOfRecord);
+      case "hostReceive": {
+        let count = 0;
+        while (count < step.count && this.#hostReceive(picked!)) count++;
+        return `${count} messages`;
+      }
+      case "read":
+        this.#read(picked!, step.grows);
+        return "";
+      case "wrongType": {
+        const { guestPort, hostPort } = picked!;
+        const type = TYPE_STREAM;
+        this.#sendOn(picked!, { op: step.op, type });
+        if (step.op === OP_RST) return "";
+        this.#due.push(words(OP_RST, guestPort, hostPort, type));
+        return opName(step.op);
+      }
+      case "shutdown": {
+        if (picked!.guestShut === SHUTDOWN_BOTH) return "";
+        const { flags } = step;
+        picked!.guestShut |= flags;
+        if ((flags & SHUTDOWN_SEND) !== 0) {
+          // What was begun is left out.
+          picked!.up.ended = true;
+          picked!.begun = null;
+        }
+        if ((flags & SHUTDOWN_RCV) !== 0) picked!.down.cut("not received");
+        if (picked!.guestShut === SHUTDOWN_BOTH) {
+          this.#due.push(words(OP_RST, picked!.guestPort, picked!.hostPort));
+          this.#end(picked!);
+        }
+        this.#sendOn(picked!, { op: OP_SHUTDOWN, flags });
+        return "";
+      }
+      case "reset":
+        picked!.up.cut("the guest has reset it");
+        this.#end(picked!);
+        this.#sendOn(picked!, { op: OP_RST });
+        return "";
+      case "hostCloseWrite":
+        if (picked!.program === null || picked!.hostEnded) return "";
+        picked!.hostEnded = picked!.down.ended = true;
+        picked!.program.closeWrite();
+        return "";
+      case "hostClose":
+        this.#hostClose(picked!);
+        return "";
+      case "time":
+        rig.passTime(step.ms, false);
+        return "";
+      case "restore":
+      case "migrate":
+        if (live.some((one) => this.#underWay(one))) this.run.midFlight = true;
+        if (step.do === "restore") rig.guest.saveResetRestore();
+        else rig.migrate();
+        return "";
+    }
+  }
+
+  /** Everything is received, and both ends close: nothing is left. */
+  settle(): void {
+    for (const connection of this.#live.values()) {
+      // A guest without a buffer may be sent nothing at all.
+      if (connection.bufAlloc === 0) this.#read(connection, SERVER_BUFFER);
+      this.#rest();
+    }
+    for (let round = 0; round < MAX_ROUNDS; round++) {
+      let news = false;
+      for (const connection of this.#all) {
+        while (this.#hostReceive(connection)) {
+          news = true;
+          this.#rest();
+        }
+      }
+      for (const connection of this.#live.values()) {
+        if (connection.begun !== null && maySend(connection)) {
+          if (this.#fragment(connection, 65_536) > 0) news = true;
+          this.#rest();
+        }
+        if (connection.whole > connection.fwdCnt) {
+          this.#read(connection, 0);
+          this.#rest();
+          news = true;
+        }
+      }
+      if (!news) break;
+    }
+    for (const { up, down } of this.#all) {
+      for (const one of [up, down]) {
+        if (one.lossy !== "" || one.waiting.length === 0) continue;
+        throw new Violation("progress", `${one}`);
+      }
+    }
+    for (const connection of this.#all) this.#hostClose(connection);
+    this.#rest();
+    for (const connection of [...this.#live.values()]) {
+      this.#end(connection);
+      this.#sendOn(connection, { op: OP_RST });
+      this.#rest();
+    }
+    this.#rig.passTime(LONG_MS, false);
+    this.#rest();
+    const { device, host } = this.#rig;
+    const left = [device.connectionCount, host.messageConnections.length];
+    expectSame("every-connection-ends", "what is left", left.join(), "0,0");
+    this.#rig.tell(this.run);
+  }
+
+  // -- What the guest does --
+
+  #fragment(connection: Connection, most: number): number {
+    const { begun, up, store } = connection;
+    if (begun === null || !maySend(connection)) return 0;
+    const { bytes, endOfRecord } = begun.message;
+    const free = this.#setup.deviceBuffer - (connection.sent - store.passedOn);
+    const left = bytes.length - begun.done;
+    const length = Math.min(most, left, free, 65_536);
+    const last = length === left;
+    // An empty fragment in the middle says nothing.
+    if (length === 0 && !last) return 0;
+    const flags = last ? SEQ_EOM | (endOfRecord ? SEQ_EOR : 0) : 0;
+    const payload = bytes.subarray(begun.done, begun.done + length);
+    this.#sendOn(connection, { op: OP_RW, flags }, payload);
+    begun.done += length;
+    connection.sent += length;
+    if (last) {
+      connection.begun = null;
+      up.sent(begun.message);
+      store.add(bytes.length);
+    }
+    return length;
+  }
+
+  #read(connection: Connection, grows: number): void {
+    connection.fwdCnt = connection.whole;
+    connection.bufAlloc += grows;
+    this.#sendOn(connection, { op: OP_CREDIT_UPDATE });
+  }
+
+  #sendOn(
+    { guestPort, hostPort, bufAlloc, fwdCnt }: Connection,
+    fields: Partial<WirePacket>,
+    payload: Uint8Array = new Uint8Array(0),
+  ): void {
+    const ports = { srcPort: guestPort, dstPort: hostPort };
+    this.#send({ ...ports, bufAlloc, fwdCnt, ...fields }, payload);
+  }
+
+  #send(
+    fields: Partial<WirePacket>,
+    payload: Uint8Array = new Uint8Array(0),
+  ): void {
+    const { driver } = this.#rig.guest;
+    driver.sendPacket({ type: TYPE_SEQPACKET, ...fields }, payload);
+  }
+
+  // -- What host programs do --
+
+  #hostMessage(
+    connection: Connection,
+    bytes: number,
+    endOfRecord: boolean,
+  ): string {
+    const { program, down, bufAlloc, hostEnded, guestShut } = connection;
+    if (program === null || hostEnded || connection.over) return "";
+    if ((guestShut & SHUTDOWN_RCV) !== 0) return "";
+    const most = Math.min(bufAlloc, this.#setup.deviceBuffer);
+    expectSame("credit", "longest message", program.maxMessageBytes, most);
+    const message = down.offer(bytes, endOfRecord);
+    let sent = false;
+    try {
+      sent = program.trySend(message.bytes, { endOfRecord });
+    } catch (error) {
+      if (!(error instanceof RangeError) || bytes <= most) throw error;
+      return "too long";
+    }
+    if (bytes > most) {
+      throw new Violation("credit", `${bytes} bytes for a buffer of ${most}`);
+    }
+    if (sent) down.sent(message);
+    return sent ? `${bytes} bytes` : "no room";
+  }
+
+  /** True where there was a message. */
+  #hostReceive(connection: Connection): boolean {
+    const { program, up, store } = connection;
+    if (program === null) return false;
+    try {
+      const expected = store.hasNext;
+      const message = this.#rig.hostReceive(program);
+      if (message === null) {
+        if (expected && up.lossy === "") {
+          throw new Violation("progress", `${up}, and none is there`);
+        }
+        if (program.atEnd) up.takeEnd();
+        return false;
+      }
+      up.take(message.bytes, message.endOfRecord);
+      store.received();
+      return true;
+    } catch (error) {
+      if (error instanceof Violation || error instanceof TypeError) throw error;
+      if (!(error instanceof Error)) throw error;
+      if (up.lossy === "") {
+        throw new Violation("seqpacket-messages", `nobody has cut ${up}`);
+      }
+      connection.program = null;
+      return false;
+    }
+  }
+
+  #hostClose(connection: Connection): void {
+    const { program, up, down } = connection;
+    if (program === null) return;
+    connection.program = null;
+    connection.hostEnded = down.ended = true;
+    up.cut("the host's program has closed");
+    program.close();
+  }
+
+  // -- At rest --
+
+  #rest(): void {
+    const { guest, host } = this.#rig;
+    const { driver } = guest;
+    do {
+      guest.run();
+      for (const { header, payload } of driver.rawPackets.splice(0)) {
+        this.#rig.taken++;
+        this.#receives(header, payload);
+      }
+      // What it sends in answer is taken, too.
+    } while (driver.unusedPackets > 0 || driver.pendingPackets > 0);
+    driver.rawCompletions.length = 0;
+    const due = this.#due.sort().join("; ");
+    const came = this.#came.sort().join("; ");
+    this.#due = [];
+    this.#came = [];
+    expectSame("rst-rules", "what was answered", came, due);
+    while (this.#listener.tryAccept() !== null);
+    for (const program of host.messageConnections) {
+      const { guestPort, hostPort } = program;
+      const connection = this.#live.get(`${guestPort}:${hostPort}`);
+      if (connection !== undefined && !connection.hostEnded) {
+        connection.program ??= program;
+      }
+    }
+    for (const connection of this.#live.values()) this.#checkRest(connection);
+  }
+
+  #checkRest(connection: Connection): void {
+    const { down, whole, fwdCnt, guestShut, deviceShut } = connection;
+    const takes = (guestShut & SHUTDOWN_RCV) === 0;
+    if (!takes || whole > fwdCnt || connection.bufAlloc === 0) return;
+    // Nothing is unread but fragments of a message that fits.
+    if (down.waiting.length > 0 && down.lossy === "") {
+      throw new Violation("progress", `${down}, and the guest has room`);
+    }
+    if (connection.hostEnded && (deviceShut & SHUTDOWN_SEND) === 0) {
+      throw new Violation("progress", `${down}: no SHUTDOWN at its end`);
+    }
+  }
+
+  #receives(packet: WirePacket, payload: Uint8Array): void {
+    const { op, srcPort, dstPort, type, flags, srcCid } = packet;
+    expectSame("packets", "src_cid", srcCid, CID_HOST);
+    expectSame("packets", "len", packet.len, payload.length);
+    if (op === OP_RST || op === OP_RESPONSE) {
+      this.#came.push(words(op, dstPort, srcPort, type));
+      return;
+    }
+    expectSame("packets", "type", type, TYPE_SEQPACKET);
+    if (op === OP_REQUEST) {
+      this.#add(dstPort, srcPort, SERVER_BUFFER);
+      const ports = { srcPort: dstPort, dstPort: srcPort };
+      const bufAlloc = SERVER_BUFFER;
+      this.#send({ ...ports, op: OP_RESPONSE, bufAlloc, fwdCnt: 0 });
+      return;
+    }
+    const connection = this.#live.get(`${dstPort}:${srcPort}`);
+    if (connection === undefined) {
+      throw new Violation("rst-rules", `${opName(op)} of no connection`);
+    }
+    if (packet.fwdCnt > connection.store.passedOn && !connection.hostEnded) {
+      const { passedOn } = connection.store;
+      throw new Violation("credit", `fwd_cnt ${packet.fwdCnt} of ${passedOn}`);
+    }
+    if (op === OP_RW) {
+      connection.received += payload.length;
+      if (connection.received - connection.fwdCnt > connection.bufAlloc) {
+        throw new Violation("credit", "more than the guest has room for");
+      }
+      if (connection.down.takeFragment(payload, flags)) {
+        connection.whole = connection.received;
+      }
+    } else if (op === OP_CREDIT_REQUEST) {
+      this.#sendOn(connection, { op: OP_CREDIT_UPDATE });
+    } else if (op === OP_SHUTDOWN) {
+      if ((flags & SHUTDOWN_SEND) !== 0) connection.down.takeEnd();
+      connection.deviceShut |= flags;
+    }
+  }
+
+  #underWay({ up, down, begun, store }: Connection): boolean {
+    return begun !== null || store.holdsBack || up.waiting.length > 0 ||
+      down.waiting.length > 0;
+  }
+
+  #end(connection: Connection): void {
+    const { guestPort, hostPort, down } = connection;
+    this.#live.delete(`${guestPort}:${hostPort}`);
+    connection.over = true;
+    connection.begun = null;
+    down.cut("the connection is over");
+  }
+
+  #add(guestPort: number, hostPort: number, bufAlloc: number): void {
+    const id = this.#all.length;
+    const connection: Connection = {
+      guestPort,
+      hostPort,
+      up: new MessagesModel(`connection ${id} to the host`, 2 * id),
+      down: new MessagesModel(`connection ${id} to the guest`, 2 * id + 1),
+      store: new MessageStore(this.#setup.hostRoom),
+      begun: null,
+      bufAlloc,
+      fwdCnt: 0,
+      whole: 0,
+      received: 0,
+      sent: 0,
+      program: null,
+      guestShut: 0,
+      deviceShut: 0,
+      hostEnded: false,
+      over: false,
+    };
+    this.#all.push(connection);
+    this.#live.set(`${guestPort}:${hostPort}`, connection);
+  }
+}
+
+function maySend({ guestShut, hostEnded, program }: Connection): boolean {
+  // A program that has closed takes everything and drops it; that is streams' matter.
+  return (guestShut & SHUTDOWN_SEND) === 0 && !(hostEnded && program === null);
+}
+
+function words(
+  op: number,
+  guestPort: number,
+  hostPort: number,
+  type: number = TYPE_SEQPACKET,
+): string {
+  return `${opName(op)} of type ${type} from ${hostPort} to ${guestPort}`;
+}
+
+/** Steps of random scripts; what stands there more than once comes up more often. */
+export function messageSteps(): fc.Arbitrary<MessageStep>[] {
+  const pick = fc.nat(5);
+  const bytes = fc.oneof(
+    fc.nat(3),
+    fc.nat(200),
+    fc.nat(6000),
+    fc.constant(0),
+  );
+  const endOfRecord = fc.boolean();
+  const of = <D extends MessageStep["do"]>(
+    kind: D,
+    shape: Record<string, fc.Arbitrary<unknown>> = {},
+  ): fc.Arbitrary<MessageStep> =>
+    fc.record(shape).map((fields) =>
+      ({ do: kind, ...fields }) as unknown as MessageStep
+    );
+  const bufAlloc = fc.constantFrom(0, 1, 60, 1000, 5000, 262_144);
+  const fromGuest = [
+    of("message", { pick, bytes, endOfRecord }),
+    of("fragment", { pick, bytes }),
+    of("rest", { pick }),
+  ];
+  const fromHost = [
+    of("hostMessage", { pick, bytes, endOfRecord }),
+    of("read", { pick, grows: fc.constantFrom(0, 0, 0, 100) }),
+  ];
+  return [
+    of("connect", { bufAlloc }),
+    of("connect", { bufAlloc: fc.constantFrom(60, 1000, 5000) }),
+    of("hostConnect"),
+    ...fromGuest,
+    ...fromGuest,
+    ...fromHost,
+    ...fromHost,
+    ...fromHost,
+    of("hostReceive", { pick, count: fc.integer({ min: 1, max: 4 }) }),
+    of("wrongType", { pick, op: fc.integer({ min: 1, max: 7 }) }),
+    of("shutdown", { pick, flags: fc.nat(3) }),
+    of("reset", { pick }),
+    of("hostCloseWrite", { pick }),
+    of("hostClose", { pick }),
+    of("time", { ms: fc.constantFrom(5, 30, 1500) }),
+    of("restore"),
+    of("migrate"),
+  ];
+}

@@ -1,4 +1,4 @@
-import { Chain, type DeviceQueue, type RingFormat } from "../mod.ts";
+import { type BatchDeviceQueue, ChainBatch, type RingFormat } from "../mod.ts";
 import { MEMORY_BYTES, RingMemory } from "./ring_memory.ts";
 
 /** Buffers that the driver has in flight at most. */
@@ -108,30 +108,30 @@ export function serveRuns(order: TwoThreadsOrder): void {
   const control = new Int32Array(order.control);
   const ring = new RingMemory(format, { buffer });
   const device = ring.device();
-  const chain = new Chain(ring.memory);
+  const chains = new ChainBatch(ring.memory, batch);
   for (let run = 1;; run++) {
     Atomics.wait(control, RUN, run - 1);
     if (Atomics.load(control, RUN) === STOP) return;
-    control[BYTES] = serve(device, chain, batch, control[BUFFERS]!) % 2 ** 31;
+    control[BYTES] = serve(device, chains, control[BUFFERS]!) % 2 ** 31;
     Atomics.store(control, ENDED, run);
   }
 }
 
 function serve(
-  device: DeviceQueue,
-  chain: Chain,
-  batch: number,
+  device: BatchDeviceQueue,
+  batch: ChainBatch,
   buffers: number,
 ): number {
+  const { readableBytes, writableBytes, written } = batch;
   let bytes = 0;
   for (let done = 0; done < buffers;) {
-    let count = 0;
-    while (count < batch && device.pop(chain)) {
-      bytes += chain.readableBytes + chain.writableBytes;
-      device.push(chain.token, WRITTEN);
-      count++;
-    }
+    const count = device.popBatch(batch);
     if (count === 0) continue;
+    for (let i = 0; i < count; i++) {
+      bytes += readableBytes[i]! + writableBytes[i]!;
+      written[i] = WRITTEN;
+    }
+    device.pushBatch(batch);
     device.publish();
     device.needsInterrupt();
     done += count;

@@ -341,9 +341,10 @@ export class PackedDriver implements DriverQueue {
     const id = this.#u16[used * 8 + 6]!;
     const length = (flags & F_WRITE) === 0 ? 0 : this.#u32[used * 4 + 2]!;
     const slots = this.#slots[id];
-    // Staged ones are not the device's yet.
+    // Staged ones are not the device's yet; usually there are none.
     if (
-      slots === undefined || slots === 0 || this.#batchOf[id] === this.#batch
+      slots === undefined || slots === 0 ||
+      (this.#stagedSlots !== 0 && this.#batchOf[id] === this.#batch)
     ) {
       return this.#stop("USED_ID_UNKNOWN", `id ${id} is not in flight`);
     }

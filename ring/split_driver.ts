@@ -181,33 +181,33 @@ export class SplitDriver implements DriverQueue {
     const length = buffers.length;
     const next = this.#next;
     const head = this.#freeHead;
-    let total = 0;
-    let writable = 0;
-    for (let i = 0; i < count; i++) {
-      const bytes = length[i]!;
-      total += bytes;
-      if (i >= readable) writable += bytes;
-    }
-    if (total > TWO_32) {
-      throw new RangeError(`Cannot add a buffer of ${total} bytes`);
-    }
-
     // In a table the descriptors follow each other; in the ring they lie where descriptors are free.
     const table = indirect ? this.#tables : this.#table;
     const base = indirect ? head * this.#tableEntries : 0;
     let index = indirect ? 0 : head;
     let tail = head;
+    let total = 0;
+    let writable = 0;
+    // Nobody looks at what it writes before the buffer is staged.
     for (let i = 0; i < count; i++) {
       const start = address[i]!;
+      const bytes = length[i]!;
       const at = (base + index) * 4;
       tail = index;
       index = indirect ? index + 1 : next[index]!;
-      let flags = i < readable ? 0 : F_WRITE;
-      if (i + 1 < count) flags |= F_NEXT | index << 16;
+      let flags = i + 1 < count ? F_NEXT | index << 16 : 0;
+      if (i >= readable) {
+        flags |= F_WRITE;
+        writable += bytes;
+      }
+      total += bytes;
       table[at] = start;
       table[at + 1] = start < TWO_32 ? 0 : start / TWO_32;
-      table[at + 2] = length[i]!;
+      table[at + 2] = bytes;
       table[at + 3] = flags;
+    }
+    if (total > TWO_32) {
+      throw new RangeError(`Cannot add a buffer of ${total} bytes`);
     }
     if (indirect) {
       this.#placeTable(head, count);
@@ -284,9 +284,12 @@ export class SplitDriver implements DriverQueue {
     const head = this.#usedEntries[at]!;
     const length = this.#usedEntries[at + 1]!;
     const limit = this.#limit;
-    // One comparison for both: FREE is negative, and an id beyond the table reads undefined.
+    // One comparison for both: FREE is negative, and an id beyond the table reads undefined. Where nothing is
+    // staged the id need not be looked up among what is.
     if (
-      !(length <= limit[head]!) || this.#order[head]! >= this.#publishedCount
+      !(length <= limit[head]!) ||
+      (this.#availIdx !== this.#nextAvailIdx &&
+        this.#order[head]! >= this.#publishedCount)
     ) {
       this.#refuseUsed(head, length);
     }

@@ -4,7 +4,7 @@
  * @module
  */
 
-import type { QueueModel } from "./queue_model.ts";
+import type { Exposed, QueueModel } from "./queue_model.ts";
 import type { QueueRig } from "./queue_rig.ts";
 import type { QueueRun, RestoreWay } from "./queue_steps.ts";
 import { expectSame, Violation } from "./violation.ts";
@@ -87,27 +87,62 @@ export function fetch(
   const tokens: number[] = [];
   while (tokens.length < count) {
     const token = rig.fetch();
-    const expected = model.next;
-    if (token !== (expected?.token ?? -1)) {
-      throw new Violation(
-        token < 0
-          ? "progress"
-          : model.isNext(token)
-          ? "fetch-order"
-          : "exactly-once",
-        `pop() gave ${token < 0 ? "nothing" : `buffer ${token}`}, expected ${
-          expected === undefined ? "nothing" : `buffer ${expected.token}`
-        }`,
-      );
-    }
-    if (expected === undefined) break;
-    model.fetch();
-    rig.checkFetched(expected);
-    const owner = model.owners.get(token)!.generation;
-    history?.device.push(`fetched ${owner}: ${rig.seen(token)}`);
+    if (!fetched(token, model, rig, history)) break;
     tokens.push(token);
   }
   return names(tokens);
+}
+
+/** The device fetches up to `count` buffers, as many of them at once as it sees at once. */
+export function fetchBatch(
+  count: number,
+  model: QueueModel,
+  world: QueueWorld,
+): string {
+  const { rig, history } = world;
+  model.batch = [];
+  const { next } = model;
+  const tokens = rig.fetchBatch(count);
+  for (const token of tokens) {
+    fetched(token, model, rig, history);
+    model.batch.push(model.owners.get(token)!);
+  }
+  if (tokens.length === 0 && next !== undefined) {
+    throw new Violation(
+      "progress",
+      `popBatch() gave nothing, expected buffer ${next.token}`,
+    );
+  }
+  const rest = fetch(count - tokens.length, model, world);
+  return `${names(tokens)}, then ${rest}`;
+}
+
+/** Compares a token that `pop()` gave, -1 where it gave none; whether it gave one. */
+function fetched(
+  token: number,
+  model: QueueModel,
+  rig: QueueRig,
+  history: QueueWorld["history"],
+): boolean {
+  const expected = model.next;
+  if (token !== (expected?.token ?? -1)) {
+    throw new Violation(
+      token < 0
+        ? "progress"
+        : model.isNext(token)
+        ? "fetch-order"
+        : "exactly-once",
+      `pop() gave ${token < 0 ? "nothing" : `buffer ${token}`}, expected ${
+        expected === undefined ? "nothing" : `buffer ${expected.token}`
+      }`,
+    );
+  }
+  if (expected === undefined) return false;
+  model.fetch();
+  rig.checkFetched(expected);
+  const owner = model.owners.get(token)!.generation;
+  history?.device.push(`fetched ${owner}: ${rig.seen(token)}`);
+  return true;
 }
 
 /** The device gives up to `count` buffers back to the ring, the last fetched one first. */
@@ -136,12 +171,33 @@ export function complete(
   { rig }: QueueWorld,
 ): number {
   const buffer = model.fetched[index]!;
-  // 0 is nothing and 1 all; in between it depends on the number alone.
-  const room = buffer.writableBytes;
-  const bytes = written === 0 ? 0 : room - (written - 1) % (room + 1);
+  const bytes = bytesOf(buffer, written);
   rig.complete(buffer, bytes);
   model.complete(index, bytes);
   return buffer.token;
+}
+
+/** The device completes at once what it has fetched so. */
+export function completeBatch(
+  written: readonly number[],
+  model: QueueModel,
+  { rig }: QueueWorld,
+): string {
+  const { batch } = model;
+  const bytes = batch.map((buffer, i) => bytesOf(buffer, written[i] ?? 1));
+  rig.completeBatch(batch, bytes);
+  for (const [i, buffer] of batch.entries()) {
+    model.complete(model.fetched.indexOf(buffer), bytes[i]!);
+  }
+  model.batch = [];
+  return names(batch.map(({ token }) => token));
+}
+
+/** 0 is nothing and 1 all; in between it depends on the number alone. */
+function bytesOf({ writableBytes }: Exposed, written: number): number {
+  return written === 0
+    ? 0
+    : writableBytes - (written - 1) % (writableBytes + 1);
 }
 
 /** The device publishes what it has completed. */

@@ -146,6 +146,9 @@ const WEIGHTS: Readonly<Weights> = {
   publish: 8,
   needsKick: 3,
   fetch: 10,
+  fetchBatch: 3,
+  completeBatch: 3,
+  rebind: 1,
   unpop: 1,
   complete: 4,
   completeAll: 1,
@@ -232,6 +235,11 @@ export function steps(
     publish: fc.constant({}),
     needsKick: fc.constant({}),
     fetch: fc.record({ count: few }),
+    fetchBatch: fc.record({ count: few }),
+    completeBatch: fc.record({
+      written: fc.array(fc.nat(20), { maxLength: 3 }),
+    }),
+    rebind: fc.constant({}),
     unpop: fc.record({ count: fc.integer({ min: 1, max: 3 }) }),
     complete: fc.record({
       picks: fc.array(fc.nat(7), { minLength: 1, maxLength: 4, size: "max" }),

@@ -60,7 +60,9 @@ class NotingModel implements DeviceModel {
     this.whenStopped();
     this.queue = null;
   }
-  memoryChanging(): void {}
+  memoryChanging(): void {
+    this.whenStopped();
+  }
   memoryChanged(_memory: GuestMemory): void {}
   queueKicked(_index: number): void {
     this.kicks++;
@@ -83,7 +85,7 @@ export class QueueHost {
   readonly #model: NotingModel;
   readonly #device: VirtioDevice;
   readonly #setup: QueueSetup;
-  readonly #memory: GuestMemory;
+  #memory: GuestMemory;
   readonly #config: QueueConfig;
 
   /** Makes the device, in its state after reset. */
@@ -247,6 +249,12 @@ export class QueueHost {
     const before = this.interrupts;
     this.#device.interrupt(0);
     expectSame("progress", "interrupts", this.interrupts - before, 1);
+  }
+
+  /** Memory is another table of the same bytes. */
+  rebind(memory: GuestMemory): void {
+    this.#memory = memory;
+    this.#device.setMemory(memory);
   }
 
   /** The whole device as plain data. */

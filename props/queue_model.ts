@@ -168,6 +168,8 @@ export class QueueModel {
   readonly owners: Map<number, Exposed> = new Map();
   /** Fetches of this device since it was made, and not given back; completed ones stay. */
   history: Exposed[] = [];
+  /** What was fetched at once, last. */
+  batch: Exposed[] = [];
   /** Kicks, as the device asks for them. */
   kicks: Listening;
   /** Interrupts, as the driver asks for them. */
@@ -315,6 +317,15 @@ export class QueueModel {
     this.completed.push(buffer!);
   }
 
+  /** Whether all that was fetched at once can be completed at once. */
+  get canCompleteBatch(): boolean {
+    const { batch, fetched } = this;
+    return batch.length > 0 &&
+      batch.every((buffer, i) =>
+        this.setup.inOrder ? fetched[i] === buffer : fetched.includes(buffer)
+      );
+  }
+
   /** The device publishes. */
   publishUsed(): void {
     let last = 0;
@@ -348,6 +359,7 @@ export class QueueModel {
     this.waiting = rewound ? [] : unused;
     this.fetched = [];
     this.history = [];
+    this.batch = [];
     this.deviceAsleep = false;
     this.kicks.arm(this.availPosition);
     this.interrupts.forced = true;
@@ -378,6 +390,7 @@ export class QueueModel {
     this.completed = [];
     this.used = [];
     this.history = [];
+    this.batch = [];
     this.owners.clear();
     this.free = this.setup.size;
     this.published = 0;

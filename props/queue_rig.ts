@@ -1,13 +1,15 @@
 import { Chain } from "../ring/chain.ts";
+import { ChainBatch } from "../ring/chain_batch.ts";
 import {
   type InflightRegion,
   inflightRegionSize,
   openInflight,
 } from "../ring/inflight.ts";
-import { GuestMemory } from "../ring/memory.ts";
+import { GuestMemory, type MemoryRegion } from "../ring/memory.ts";
 import { PackedDevice } from "../ring/packed_device.ts";
 import { PackedDriver } from "../ring/packed_driver.ts";
 import type {
+  BatchDeviceQueue,
   DeviceQueue,
   DriverQueue,
   QueueConfig,
@@ -20,7 +22,7 @@ import { initialQueueState } from "../ring/state.ts";
 import { TrackedQueue } from "../ring/tracked_queue.ts";
 import { QueueHost } from "./queue_host.ts";
 import { type Exposed, type QueueSetup, TABLE_ENTRIES } from "./queue_model.ts";
-import { Violation } from "./violation.ts";
+import { expectSame, Violation } from "./violation.ts";
 
 /** Longest segment, and the bytes between the starts of two: what lies between is watched. */
 export const MAX_SEGMENT = 24;
@@ -41,7 +43,7 @@ export class QueueRig {
   /** The queue's. */
   readonly config: QueueConfig;
   /** All of it. */
-  readonly memory: GuestMemory;
+  memory: GuestMemory;
   /** Driver side; another one after a reset of the queue. */
   driver: DriverQueue;
   /** Device side; another one after each restore. */
@@ -64,6 +66,8 @@ export class QueueRig {
   readonly #list: BufferList;
   readonly #chains: Map<number, Chain> = new Map();
   readonly #spare: Chain[] = [];
+  readonly #regions: MemoryRegion[];
+  #batch: ChainBatch | null = null;
 
   /** @param setup The queue's. */
   constructor(setup: QueueSetup) {
@@ -97,12 +101,12 @@ export class QueueRig {
       this.#belowAt = this.#aboveAt = 16 + ring;
       this.#dataStart = RING_START + ring;
       this.#border = Infinity;
-      this.memory = new GuestMemory([{
+      this.#regions = [{
         guestAddress: RING_START,
         size: ring + cells * CELL,
         buffer,
         byteOffset: 16,
-      }]);
+      }];
     } else {
       this.#aboveAt = 16;
       const ringAt = this.#aboveAt + above;
@@ -112,7 +116,7 @@ export class QueueRig {
       this.#view = new DataView(buffer, ringAt);
       this.#dataStart = DATA_START;
       this.#border = DATA_START + below;
-      this.memory = new GuestMemory([
+      this.#regions = [
         { guestAddress: RING_START, size: ring, buffer, byteOffset: ringAt },
         {
           guestAddress: DATA_START,
@@ -126,8 +130,9 @@ export class QueueRig {
           buffer,
           byteOffset: this.#aboveAt,
         },
-      ]);
+      ];
     }
+    this.memory = new GuestMemory(this.#regions);
     this.config = {
       size,
       descriptorArea: RING_START,
@@ -334,6 +339,55 @@ export class QueueRig {
     return `${readable} of ${count} segments, ${readableBytes} and ${writableBytes} bytes, ${bytes}`;
   }
 
+  /** Fetches up to `count` buffers at once, where the device can; their tokens. */
+  fetchBatch(count: number): number[] {
+    const { device } = this;
+    if (!isBatchQueue(device)) return this.#fetchOne();
+    const batch = this.#batch ??= new ChainBatch(this.memory, 16, 4);
+    const tokens: number[] = [];
+    const number = device.popBatch(batch, Math.min(count, batch.capacity));
+    for (let i = 0; i < number; i++) {
+      const chain = this.#spare.pop() ?? new Chain(this.memory, 2);
+      batch.copyTo(i, chain);
+      this.#chains.set(chain.token, chain);
+      tokens.push(chain.token);
+    }
+    return tokens;
+  }
+
+  #fetchOne(): number[] {
+    const token = this.fetch();
+    return token < 0 ? [] : [token];
+  }
+
+  /** Writes to buffers that were fetched at once, and completes them so. */
+  completeBatch(buffers: readonly Exposed[], written: readonly number[]): void {
+    const { device } = this;
+    if (!isBatchQueue(device)) {
+      for (const [i, buffer] of buffers.entries()) {
+        this.complete(buffer, written[i]!);
+      }
+      return;
+    }
+    const batch = this.#batch!;
+    expectSame("fetch-order", "batch.count", batch.count, buffers.length);
+    for (const [i, buffer] of buffers.entries()) {
+      this.#write(buffer, written[i]!);
+      batch.written[i] = written[i]!;
+      this.#drop(buffer.token);
+    }
+    device.pushBatch(batch);
+    expectSame("exactly-once", "batch.count after", batch.count, 0);
+  }
+
+  /** The device goes on over another table of the same memory. */
+  rebind(): void {
+    this.memory = new GuestMemory(this.#regions);
+    if (this.host === null) this.device.rebind(this.memory);
+    else this.host.rebind(this.memory);
+    for (const chain of this.#chains.values()) chain.memory = this.memory;
+  }
+
   /** Checks that the chain of a fetched buffer is what the driver offered, byte by byte. */
   checkFetched({ token, generation, segments }: Exposed): void {
     const chain = this.#chains.get(token)!;
@@ -388,7 +442,13 @@ export class QueueRig {
   }
 
   /** Writes `written` bytes and completes the buffer. */
-  complete({ token, generation }: Exposed, written: number): void {
+  complete(buffer: Exposed, written: number): void {
+    this.#write(buffer, written);
+    this.device.push(buffer.token, written);
+    this.#drop(buffer.token);
+  }
+
+  #write({ token, generation }: Exposed, written: number): void {
     const bytes = new Uint8Array(written);
     for (let i = 0; i < written; i++) bytes[i] = answered(generation, i);
     const fitted = this.#chains.get(token)!.write(bytes);
@@ -398,8 +458,6 @@ export class QueueRig {
         `buffer ${token} has room for ${fitted} bytes, expected ${written}`,
       );
     }
-    this.device.push(token, written);
-    this.#drop(token);
   }
 
   /** Completes a buffer that cannot be completed now, which has to be refused. */
@@ -479,6 +537,10 @@ export class QueueRig {
       ? this.#belowAt + address - this.#dataStart
       : this.#aboveAt + address - this.#border;
   }
+}
+
+function isBatchQueue(queue: DeviceQueue): queue is BatchDeviceQueue {
+  return "popBatch" in queue;
 }
 
 function round(bytes: number): number {

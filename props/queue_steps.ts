@@ -39,6 +39,9 @@ export type QueueStep =
   | { do: "armInterrupts" }
   | { do: "disarmInterrupts" }
   | { do: "fetch"; count: number }
+  /** The same many at a time, and the completion of what was fetched so. */
+  | { do: "fetchBatch"; count: number }
+  | { do: "completeBatch"; written: number[] }
   | { do: "unpop"; count: number }
   | { do: "complete"; picks: number[]; written: number }
   | { do: "completeAll"; backwards: boolean; written: number }
@@ -57,6 +60,8 @@ export type QueueStep =
   | { do: "suspend" }
   | { do: "resume" }
   /** Single buffers go round until the next lap, or the next wrap of a free-running index, is near. */
+  /** The memory table changes; addresses stay. */
+  | { do: "rebind" }
   | { do: "jump"; to: "lap" | "wrap"; before: number };
 
 /** What happened in a run, for statistics; null where a property has no such notion. */
@@ -91,6 +96,7 @@ export function isPossible(
       return count <= size || model.isIndirect(count);
     }
     case "fetch":
+    case "fetchBatch":
     case "publishUsed":
     case "needsInterrupt":
     case "armKicks":
@@ -101,6 +107,8 @@ export function isPossible(
     case "complete":
     case "completeAll":
       return model.fetched.length > 0;
+    case "completeBatch":
+      return model.canCompleteBatch;
     case "restore":
       return model.completed.length === 0;
     case "crash":
@@ -152,6 +160,12 @@ export function describe(step: QueueStep): string {
       return "driver needs no interrupts";
     case "fetch":
       return `device fetches ${count}`;
+    case "fetchBatch":
+      return `device fetches ${count} at once`;
+    case "completeBatch":
+      return `device completes at once what it fetched so (written ${step.written})`;
+    case "rebind":
+      return "device gets another memory table";
     case "unpop":
       return `device gives back the last ${count}`;
     case "complete":

@@ -7,7 +7,9 @@
 import {
   add,
   complete,
+  completeBatch,
   fetch,
+  fetchBatch,
   giveBack,
   names,
   NO_ROOM,
@@ -140,6 +142,13 @@ function perform(
       return "";
     case "fetch":
       return fetch(step.count || Infinity, model, world);
+    case "fetchBatch":
+      return fetchBatch(step.count || Infinity, model, world);
+    case "completeBatch":
+      return completeBatch(step.written, model, world);
+    case "rebind":
+      rig.rebind();
+      return "";
     case "unpop":
       return unpop(step.count, model, world);
     case "complete": {

@@ -88,6 +88,7 @@ class TwinWorld implements ScriptWorld<QueueStep> {
     const { model, world } = this.#original;
     const twin = this.#twin;
     for (const { generation } of model.fetched) this.#held.add(generation);
+    model.batch = [];
     takeStep({ do: "needsInterrupt" }, model, world);
     const way = likewise("restore-run", "the restored device", () => {
       const way = takeStep(step, twin.model, twin.world);
@@ -221,7 +222,8 @@ export const FORMATS_PROPERTY: NamedProperty = scriptProperty<
     // A script far behind the start would be the same in a packed ring and take long.
     start: setup.start > 0xff00 ? setup.start % 512 : setup.start,
   })),
-  steps: weighted(steps(null)),
+  // How many a queue hands out at once is its own affair.
+  steps: weighted(steps(null, ["fetchBatch", "completeBatch"])),
   maxSteps: 50,
   make: (setup) => new FormatsWorld(setup),
 });

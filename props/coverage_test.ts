@@ -1,0 +1,23 @@
+import { assertEquals } from "@std/assert";
+import { countLines, parseLcov } from "./coverage_cli.ts";
+
+Deno.test("parseLcov() and countLines() tell which lines were not reached", () => {
+  const [a, b] = parseLcov(
+    [
+      "SF:/root/ring/a.ts",
+      "DA:1,1",
+      "DA:2,0",
+      "DA:5,0",
+      "DA:7,3",
+      "DA:9,0",
+      "end_of_record",
+      "SF:/root/ring/b.ts",
+      "DA:1,2",
+      "end_of_record",
+    ].join("\n"),
+    "/root/",
+  );
+  assertEquals(a!.path, "ring/a.ts");
+  assertEquals(countLines(a!), { hit: 2, all: 5, missed: "2-5 9" });
+  assertEquals(countLines(b!), { hit: 1, all: 1, missed: "" });
+});

@@ -297,6 +297,20 @@ export class PciDriver extends RegisterDriver {
     this.setCommon(VIRTIO_PCI_COMMON_STATUS, 1, status);
   }
 
+  /**
+   * Resets the device, and reads that it is.
+   *
+   * @throws {TypeError} when it is not.
+   */
+  override reset(): void {
+    super.reset();
+    if (this.status !== 0) {
+      throw new TypeError(
+        `Cannot go on: the device is not reset, its status is ${this.status}`,
+      );
+    }
+  }
+
   /** Reads 32 offered features. */
   readDeviceFeatures(word: number): number {
     this.setCommon(VIRTIO_PCI_COMMON_DFSELECT, 4, word);

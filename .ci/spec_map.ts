@@ -263,7 +263,7 @@ export function page(map: SpecMap): string {
     "",
     "<!-- Made of docs/spec_map.json by `deno task check:spec --write`. -->",
     "",
-    "What virtio 1.4 and the virtqueue-state proposal require of rings, of the basic facilities, of the virtio-mmio transport and of the socket device, in our words; what in our code meets it; which tests prove it. `deno task check:spec` fails when a symbol or a test that is named here is gone.",
+    "What virtio 1.4 and the virtqueue-state proposal require of rings, of the basic facilities, of the virtio-pci and virtio-mmio transports and of the socket device, in our words; what in our code meets it; which tests prove it. `deno task check:spec` fails when a symbol or a test that is named here is gone.",
     "",
     "In names of tests, `{a,b}` stands for each of them and `*` at the end for any ending. A driver requirement is met by our own driver side (`ring/` and `props/guest/`), or its breach is caught by the device. One entry may join statements that belong together. What is in bold is the word of the specification; entries without it describe how something works.",
     "",

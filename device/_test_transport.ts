@@ -380,6 +380,42 @@ export function testTransport(
     assertEquals(rig.receive(0), ["on"]);
   });
 
+  test(`${name} carries the virtqueue state facility where VIRTIO_F_QUEUE_STATE is offered, and tells none otherwise`, () => {
+    for (const format of FORMATS) {
+      const accept = [VIRTIO_F_QUEUE_STATE];
+      const rig = make({ format, queueState: true, accept });
+      const { registers } = rig;
+      const initial = initialWords(format);
+      // Nothing was kept, and nothing can be set yet.
+      assertEquals(registers.queueState(0), null);
+      registers.setQueueState(0, initial);
+      // A field that is read by bytes is counted for each.
+      assertGreater(rig.faults(`${prefix}_state_refused`), 3);
+      rig.start([initial, initial]);
+      rig.send(1, "x");
+      assertEquals(rig.receive(1), ["x"]);
+      assertEquals(registers.queueState(1), null);
+      registers.reset();
+      const after = format === "split"
+        ? { available: 1, used: 0 }
+        : { available: 0x8002, used: 0x8002 };
+      assertEquals(rig.states(), [initial, after]);
+      assertEquals(registers.queueState(2), null);
+      rig.negotiate();
+      rig.setUp([initial, after]);
+      const before = rig.faults(`${prefix}_state_refused`);
+      registers.setQueueState(1, { available: 0x10000, used: 0x12345 });
+      assertEquals(rig.faults(`${prefix}_state_refused`), before + 2);
+      registers.driverOk();
+      rig.send(1, "on");
+      assertEquals(rig.receive(1), ["on"]);
+      // Not offered: its driver finds no words.
+      const without = started(format);
+      without.registers.reset();
+      assertEquals(without.registers.queueState(0), null);
+    }
+  });
+
   testMemory(test, name, make, started);
   testSnapshots(test, name, make, started, stride);
 }

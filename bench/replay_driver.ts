@@ -9,6 +9,8 @@ import { QUEUE_SIZE } from "./ring_memory.ts";
 export interface ReplayDriver {
   /** Buffers of a lap. */
   readonly buffers: number;
+  /** Bytes of a buffer. */
+  readonly bytes: number;
   /** Readies the lap; all buffers of the one before are used. */
   beginLap(): void;
   /** Makes the next `count` buffers available. */
@@ -34,6 +36,7 @@ function addAll(ring: RingMemory): number[] {
 
 class ReplaySplit implements ReplayDriver {
   readonly buffers: number;
+  readonly bytes: number;
   readonly #heads: number[];
   readonly #avail: Uint16Array;
   readonly #used: Uint32Array;
@@ -43,6 +46,7 @@ class ReplaySplit implements ReplayDriver {
   constructor(ring: RingMemory) {
     const { buffer, driver, device } = ring.place;
     this.buffers = ring.buffers;
+    this.bytes = ring.bytes;
     this.#heads = addAll(ring);
     this.#avail = new Uint16Array(buffer, driver, 3 + QUEUE_SIZE);
     this.#usedIdx = new Uint16Array(buffer, device, 2);
@@ -81,6 +85,7 @@ const EVENT_DESC = 2;
 
 class ReplayPacked implements ReplayDriver {
   readonly buffers: number;
+  readonly bytes: number;
   readonly #ids: number[];
   readonly #slots: number;
   readonly #ring: Uint32Array;
@@ -94,6 +99,7 @@ class ReplayPacked implements ReplayDriver {
   constructor(ring: RingMemory) {
     const { buffer, descriptors, driver } = ring.place;
     this.buffers = ring.buffers;
+    this.bytes = ring.bytes;
     this.#slots = QUEUE_SIZE / ring.buffers;
     this.#ids = addAll(ring);
     this.#ring = new Uint32Array(buffer, descriptors, QUEUE_SIZE * 4);

@@ -1,4 +1,10 @@
-import { Chain, type DeviceQueue, type RingFormat } from "../ring/mod.ts";
+import {
+  type BatchDeviceQueue,
+  Chain,
+  ChainBatch,
+  type DeviceQueue,
+  type RingFormat,
+} from "../mod.ts";
 import { check } from "./check.ts";
 import {
   type NaiveDevice,
@@ -14,8 +20,10 @@ import {
   QUEUE_SIZE,
   READABLE_BYTES,
   RingMemory,
+  type RingMemoryOptions,
   WRITABLE_BYTES,
 } from "./ring_memory.ts";
+import { TwoThreads } from "./two_threads.ts";
 
 /** Buffers that one iteration of a ring benchmark moves. */
 export const RING_BUFFERS = 4096;
@@ -28,6 +36,14 @@ const BATCHES: readonly [string, number][] = [
   ["b1", 1],
   ["b32", 32],
   ["full", QUEUE_SIZE],
+];
+
+/** Other buffers and other rings, which are measured in batches of 32 only. */
+const VARIANTS: readonly [string, RingMemoryOptions][] = [
+  ["/chain1", { segments: 1 }],
+  ["/chain8", { segments: 8 }],
+  ["/chain8/indirect", { segments: 8, indirect: true }],
+  ["/no_event_idx", { eventIdx: false }],
 ];
 
 /** The device side of a queue over `laps` laps, in batches of `batch`. */
@@ -55,7 +71,38 @@ function serve(
     }
     driver.checkLap(WRITTEN);
   }
-  checkMoved(moved, interrupts, bytes, batch);
+  checkMoved(moved, interrupts, bytes, batch, driver.bytes);
+}
+
+/** The same with everything that is available in one batch. */
+function serveBatch(
+  device: BatchDeviceQueue,
+  chains: ChainBatch,
+  driver: ReplayDriver,
+  batch: number,
+  laps: number,
+): void {
+  const { readableBytes, writableBytes, written } = chains;
+  let moved = 0;
+  let interrupts = 0;
+  let bytes = 0;
+  for (let lap = 0; lap < laps; lap++) {
+    driver.beginLap();
+    for (let left = driver.buffers; left > 0; left -= batch) {
+      driver.offer(batch);
+      const count = device.popBatch(chains);
+      for (let i = 0; i < count; i++) {
+        bytes += readableBytes[i]! + writableBytes[i]!;
+        written[i] = WRITTEN;
+      }
+      device.pushBatch(chains);
+      moved += count;
+      device.publish();
+      if (device.needsInterrupt()) interrupts++;
+    }
+    driver.checkLap(WRITTEN);
+  }
+  checkMoved(moved, interrupts, bytes, batch, driver.bytes);
 }
 
 function serveNaive(
@@ -82,7 +129,7 @@ function serveNaive(
     }
     driver.checkLap(WRITTEN);
   }
-  checkMoved(moved, interrupts, bytes, batch);
+  checkMoved(moved, interrupts, bytes, batch, driver.bytes);
 }
 
 function checkMoved(
@@ -90,38 +137,61 @@ function checkMoved(
   notifications: number,
   bytes: number,
   batch: number,
+  each: number = READABLE_BYTES + WRITABLE_BYTES,
 ): void {
   check("buffers", moved, RING_BUFFERS);
   check("notifications", notifications, RING_BUFFERS / batch);
-  check("bytes", bytes, RING_BUFFERS * (READABLE_BYTES + WRITABLE_BYTES));
+  check("bytes", bytes, RING_BUFFERS * each);
 }
 
 /** Registers `ring/FORMAT/pop_push/...`: the device side alone. */
 export function benchPopPush(format: RingFormat): void {
   for (const indirect of [false, true]) {
-    for (const [label, wanted] of BATCHES) {
+    for (const [label, batch] of BATCHES) {
       const kind = indirect ? "/indirect" : "";
-      const group = `ring/${format}/pop_push/q${QUEUE_SIZE}/${label}${kind}`;
-      const ring = new RingMemory(format, { indirect });
-      const batch = Math.min(wanted, ring.buffers);
-      const laps = RING_BUFFERS / ring.buffers;
-      const driver = replayDriver(ring);
-      const device = ring.device();
-      const chain = new Chain(ring.memory);
-      Deno.bench(group, { group }, () => {
-        serve(device, chain, driver, batch, laps);
-      });
-
-      const other = new RingMemory(format, { indirect });
-      const otherDriver = replayDriver(other);
-      const naive = format === "split"
-        ? new NaiveSplitDevice(other.place)
-        : new NaivePackedDevice(other.place);
-      Deno.bench(`${group}/naive`, { group, baseline: true }, () => {
-        serveNaive(naive, otherDriver, batch, laps);
-      });
+      benchDevice(format, `${label}${kind}`, batch, { indirect });
     }
   }
+  for (const [kind, options] of VARIANTS) {
+    benchDevice(format, `b32${kind}`, 32, options);
+  }
+}
+
+function benchDevice(
+  format: RingFormat,
+  name: string,
+  wanted: number,
+  options: RingMemoryOptions,
+): void {
+  const group = `ring/${format}/pop_push/q${QUEUE_SIZE}/${name}`;
+  const ring = new RingMemory(format, options);
+  const batch = Math.min(wanted, ring.buffers);
+  const laps = RING_BUFFERS / ring.buffers;
+  const driver = replayDriver(ring);
+  const device = ring.device();
+  const chain = new Chain(ring.memory);
+  Deno.bench(group, { group }, () => {
+    serve(device, chain, driver, batch, laps);
+  });
+
+  if (batch > 1) {
+    const batched = new RingMemory(format, options);
+    const batchedDriver = replayDriver(batched);
+    const batchedDevice = batched.device();
+    const chains = new ChainBatch(batched.memory, batch);
+    Deno.bench(`${group}/batch`, { group }, () => {
+      serveBatch(batchedDevice, chains, batchedDriver, batch, laps);
+    });
+  }
+
+  const other = new RingMemory(format, options);
+  const otherDriver = replayDriver(other);
+  const naive = format === "split"
+    ? new NaiveSplitDevice(other.place)
+    : new NaivePackedDevice(other.place);
+  Deno.bench(`${group}/naive`, { group, baseline: true }, () => {
+    serveNaive(naive, otherDriver, batch, laps);
+  });
 }
 
 /** Both sides of a queue in one thread. */
@@ -232,4 +302,25 @@ export function benchRoundTrip(format: RingFormat): void {
       naiveRoundTrip(ring, Math.min(wanted, ring.buffers)),
     );
   }
+}
+
+/**
+ * Registers `ring/FORMAT/two_threads/...`: the driver in this thread, the device in another; 64 buffers are in flight
+ * at most. Threads start with the first iteration; returns what ends them.
+ */
+export function benchTwoThreads(format: RingFormat): () => void {
+  const group = `ring/${format}/two_threads/q${QUEUE_SIZE}`;
+  const threads: TwoThreads[] = [];
+  for (const batch of [1, 32]) {
+    let pair: TwoThreads | undefined;
+    Deno.bench(`${group}/b${batch}`, { group, baseline: batch === 1 }, () => {
+      if (pair === undefined) {
+        threads.push(pair = new TwoThreads(format, batch));
+      }
+      pair.run(RING_BUFFERS);
+    });
+  }
+  return () => {
+    for (const pair of threads) pair.close();
+  };
 }

@@ -136,9 +136,12 @@ export class MessageStore {
   /** Bytes that have left the device. */
   passedOn = 0;
 
-  /** @param room Bytes that wait for the program before it has read them. */
-  constructor(room: number) {
+  readonly #messages: number;
+
+  /** @param room Bytes that wait for the program before it has read them. @param messages As many at most. */
+  constructor(room: number, messages: number) {
     this.#room = room;
+    this.#messages = messages;
   }
 
   /** A whole message came from the guest. */
@@ -168,7 +171,9 @@ export class MessageStore {
       const [next] = this.#kept;
       if (next === undefined) return;
       const bytes = this.#taken.reduce((sum, length) => sum + length, 0);
-      if (this.#taken.length > 0 && bytes + next > this.#room) return;
+      const full = bytes + next > this.#room ||
+        this.#taken.length >= this.#messages;
+      if (this.#taken.length > 0 && full) return;
       this.#kept.shift();
       this.#taken.push(next);
       this.passedOn += next;

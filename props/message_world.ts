@@ -34,6 +34,7 @@ import {
   type SentMessage,
 } from "./message_model.ts";
 import type { QueueRun } from "./queue_steps.ts";
+import { SLOW_MESSAGES } from "./slow_host.ts";
 import { newRun, type ScriptWorld } from "./script_property.ts";
 import { expectSame, Violation } from "./violation.ts";
 import { VsockRig, type VsockSetup } from "./vsock_rig.ts";
@@ -487,7 +488,7 @@ export class MessageWorld implements ScriptWorld<MessageStep> {
       hostPort,
       up: new MessagesModel(`connection ${id} to the host`, 2 * id),
       down: new MessagesModel(`connection ${id} to the guest`, 2 * id + 1),
-      store: new MessageStore(this.#setup.hostRoom),
+      store: new MessageStore(this.#setup.hostRoom, SLOW_MESSAGES),
       begun: null,
       bufAlloc,
       fwdCnt: 0,

@@ -19,6 +19,9 @@ import type {
 } from "../device/vsock/loopback.ts";
 import type { LoopbackMessages } from "../device/vsock/loopback_messages.ts";
 
+/** Messages that a program takes before it has received some, whatever their lengths. */
+export const SLOW_MESSAGES = 64;
+
 /** Bytes and messages that a program has taken and not read. */
 type Room = {
   taken: number;
@@ -33,7 +36,7 @@ type Room = {
  * to keep the rest.
  */
 export class SlowHost implements HostSide {
-  readonly #inner: LoopbackHost;
+  #inner: LoopbackHost;
   readonly #room: number;
   readonly #rooms: WeakMap<object, Room> = new WeakMap();
   #held: ConnectRequest[] = [];
@@ -88,6 +91,15 @@ export class SlowHost implements HostSide {
     this.#held = this.#held.filter((one) => one !== request);
     if (accept) this.#pass(request);
     else request.refuse();
+  }
+
+  /** Programs go on elsewhere: `ends` has the old end and the new one of each. */
+  moveTo(inner: LoopbackHost, ends: readonly [object, object][]): void {
+    this.#inner = inner;
+    for (const [before, after] of ends) {
+      const room = this.#rooms.get(before);
+      if (room !== undefined) this.#rooms.set(after, room);
+    }
   }
 
   /** The device is gone; the next one asks again. */
@@ -197,7 +209,9 @@ export class SlowHost implements HostSide {
       events,
     );
     const writeMessageBytes = (bytes: Uint8Array, eor: boolean): number => {
-      if (room.messages > 0 && room.taken + bytes.length > this.#room) {
+      const full = room.messages >= SLOW_MESSAGES ||
+        room.taken + bytes.length > this.#room;
+      if (room.messages > 0 && full) {
         room.owed = true;
         return MESSAGE_AGAIN;
       }

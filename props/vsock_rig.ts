@@ -1,3 +1,4 @@
+import { SnapshotError } from "../device/snapshot.ts";
 import { VsockDevice } from "../device/vsock/device.ts";
 import { type LoopbackConn, LoopbackHost } from "../device/vsock/loopback.ts";
 import type {
@@ -13,7 +14,8 @@ import {
 } from "./guest/mod.ts";
 import type { QueueRun } from "./queue_steps.ts";
 import { SlowHost } from "./slow_host.ts";
-import { expectSame } from "./violation.ts";
+import { randomBelow } from "./race.ts";
+import { expectSame, Violation } from "./violation.ts";
 
 /** Layouts of receive buffers, by name. */
 export const RX_LAYOUTS: Readonly<
@@ -59,6 +61,39 @@ export type VsockSetup = {
   backlog: number;
 };
 
+/** What is wrong with a snapshot, in words. */
+function refusal(work: () => unknown): string {
+  try {
+    work();
+    return "taken";
+  } catch (error) {
+    if (error instanceof SnapshotError) return error.code;
+    throw new Violation("snapshot", `a spoiled snapshot threw ${error}`);
+  }
+}
+
+/** Changes one value anywhere in plain data. */
+function spoil(value: unknown, pick: (below: number) => number): unknown {
+  const places: [Record<string, unknown>, string][] = [];
+  const walk = (one: unknown): void => {
+    if (typeof one !== "object" || one === null) return;
+    for (const key of Object.keys(one)) {
+      places.push([one as Record<string, unknown>, key]);
+      walk((one as Record<string, unknown>)[key]);
+    }
+  };
+  walk(value);
+  const [owner, key] = places[pick(places.length)]!;
+  const before = owner[key];
+  if (Array.isArray(before) && before.length > 0 && pick(2) === 0) {
+    before.push(before[0]);
+  } else {
+    const others = [-1, 0, 1, 2 ** 32, 1.5, null, "", "AAAA", [], {}, true];
+    owner[key] = others[pick(others.length)];
+  }
+  return value;
+}
+
 /** Guest memory for send buffers of this many bytes in all. */
 function memoryFor(bytes: number): number {
   return (1 << 20) + 2 * bytes;
@@ -68,8 +103,8 @@ function memoryFor(bytes: number): number {
 export class VsockRig {
   /** Milliseconds of the clock. */
   now = 0;
-  /** Where host programs are. */
-  readonly host: LoopbackHost;
+  /** Where host programs are; another one where they have moved with their device. */
+  host: LoopbackHost;
   /** The guest. */
   readonly guest: InProcessGuest;
   /** The device; another one after each migration. */
@@ -114,23 +149,62 @@ export class VsockRig {
   }
 
   /**
-   * Moves the guest to another device, whose host programs stay.
+   * Moves the guest to another device, and its host programs to another host side where they are told to;
+   * otherwise they stay. Returns what programs had before and have now.
    *
    * @throws {Violation} when saving changes what is saved, or the other device is not where this one was.
    */
-  migrate(): void {
+  migrate(hostToo = false): [before: object, after: object][] {
     const { guest } = this;
     const saved = JSON.stringify(guest.virtio.save());
     const again = JSON.stringify(guest.virtio.save());
     expectSame("snapshot", "what is saved twice", again, saved);
     this.host.detach();
     this.slow.forgetRequests();
+    const ends = hostToo ? this.#moveHost() : [];
     this.device = this.#newDevice();
     this.host.attach(this.slow.before(this.device));
     const moved = JSON.stringify(guest.migrate(this.device));
     expectSame("snapshot", "what was moved", moved, saved);
-    const restored = JSON.stringify(guest.virtio.save());
-    expectSame("snapshot", "what was restored", restored, saved);
+    // Of a program that waits for the guest's answer nothing is saved.
+    if (!hostToo || !saved.includes('"asking-guest"')) {
+      const restored = JSON.stringify(guest.virtio.save());
+      expectSame("snapshot", "what was restored", restored, saved);
+    }
+    return ends;
+  }
+
+  #moveHost(): [before: object, after: object][] {
+    const before = [...this.host.connections, ...this.host.messageConnections];
+    const saved = JSON.stringify(this.host.save());
+    this.host = new LoopbackHost({
+      schedule: (work) => this.guest.schedule(work),
+    });
+    const streams = this.host.restore(JSON.parse(saved));
+    const restored = JSON.stringify(this.host.save());
+    expectSame("snapshot", "the programs' ends", restored, saved);
+    const after = [...streams, ...this.host.messageConnections];
+    const ends = before.map((one, i): [object, object] => [one, after[i]!]);
+    this.slow.moveTo(this.host, ends);
+    return ends;
+  }
+
+  /**
+   * Offers a snapshot with one thing changed to another device and another host side, as `seed` chooses.
+   *
+   * @throws {Violation} when they do not say what is wrong with it, where they do not take it.
+   */
+  offerSpoiled(seed: number): string {
+    const pick = randomBelow(seed);
+    const device = spoil(JSON.parse(JSON.stringify(this.device.save())), pick);
+    const host = spoil(JSON.parse(JSON.stringify(this.host.save())), pick);
+    const other = this.#newDevice();
+    const words = [
+      refusal(() => other.prepareRestore(device)),
+      refusal(() => new LoopbackHost({ schedule: () => {} }).restore(host)),
+    ];
+    expectSame("snapshot", "a device that refused", other.connectionCount, 0);
+    return words.join("; ");
   }
 
   /** Notes what is known of the queues: of the guest's own, unless told. */

@@ -51,10 +51,14 @@ export type VsockStep =
   | { do: "publish" }
   | { do: "run"; passes: number }
   | { do: "time"; ms: number }
-  | { do: "restore" | "migrate" | "transportReset" };
+  | { do: "restore" | "migrate" | "migrateAll" | "transportReset" }
+  /** Another device is offered a snapshot that is spoiled. */
+  | { do: "spoiledSnapshot"; seed: number };
 
 const HOST_PORT = 1234;
 const NO_HOST_PORT = 99;
+/** Host programs that connect have ports from here on. */
+const FIRST_HOST_PORT = 0x4000_0000;
 const GUEST_PORT = 80;
 const NO_GUEST_PORT = 81;
 /** How long a host program waits for the guest to accept it. */
@@ -86,13 +90,15 @@ export class StreamWorld implements ScriptWorld<VsockStep> {
   readonly run: QueueRun = newRun("midFlight", "wrapped", "full", "indirect");
   readonly #setup: VsockSetup;
   readonly #rig: VsockRig;
-  readonly #hostListener: LoopbackListener;
+  #hostListener: LoopbackListener;
   readonly #guestListener: GuestListener;
   readonly #streams: Stream[] = [];
   /** By guest port and host port. */
   readonly #byPorts: Map<string, Stream> = new Map();
   readonly #strays: Map<number, Stray> = new Map();
   #settling = false;
+  /** Programs that had connected from a port below when all moved, and had no answer, are lost. */
+  #lostPorts = 0;
 
   /** @param setup What guest and device are made with. */
   constructor(setup: VsockSetup) {
@@ -219,6 +225,12 @@ export class StreamWorld implements ScriptWorld<VsockStep> {
         if (step.do === "restore") guest.saveResetRestore();
         else rig.migrate();
         return "";
+      case "migrateAll":
+        if (this.#underWay()) this.run.midFlight = true;
+        this.#migrateAll();
+        return "";
+      case "spoiledSnapshot":
+        return rig.offerSpoiled(step.seed);
       case "transportReset":
         // With an event buffer there, the guest hears of it at once.
         driver.poll();
@@ -274,6 +286,30 @@ export class StreamWorld implements ScriptWorld<VsockStep> {
     expectSame("every-connection-ends", "what is left", left.join(), "0,0,0");
     this.#checkStrays();
     rig.tell(this.run);
+  }
+
+  /** Host programs move as well; those whose connect has no answer are lost. */
+  #migrateAll(): void {
+    const rig = this.#rig;
+    this.#lostPorts = rig.device.save().nextHostPort;
+    const ends = new Map(rig.migrate(true));
+    this.#hostListener = rig.host.listen(HOST_PORT);
+    for (const stream of this.#streams) {
+      const after = stream.host && ends.get(stream.host);
+      if (after !== undefined && after !== null) {
+        stream.host = after as LoopbackConn;
+      }
+    }
+    this.#look();
+    for (const [key, stream] of this.#byPorts) {
+      const hostPort = Number(key.split(":")[1]);
+      if (stream.host === null) this.#loseProgram(stream, hostPort);
+    }
+  }
+
+  #loseProgram({ model }: Stream, hostPort: number): void {
+    if (hostPort < FIRST_HOST_PORT || hostPort >= this.#lostPorts) return;
+    model.abort("its program was lost");
   }
 
   /** Packets that the device has not taken, or bytes that have not arrived. */
@@ -378,6 +414,10 @@ export class StreamWorld implements ScriptWorld<VsockStep> {
       stream = { model, guest: null, host: null, listening };
       this.#byPorts.set(key, stream);
       this.#streams.push(stream);
+      const there = this.#rig.host.connections.some((conn) =>
+        conn.guestPort === guestPort && conn.hostPort === hostPort
+      );
+      if (!there) this.#loseProgram(stream, hostPort);
     }
     return stream;
   }
@@ -538,11 +578,12 @@ export function streamSteps(theme: StreamTheme): fc.Arbitrary<VsockStep>[] {
     of("hostClose", { pick }),
   ];
   const publish = of("publish");
-  const moves = [of("restore"), of("migrate")];
+  const moves = [of("restore"), of("migrate"), of("migrateAll")];
+  const spoiled = of("spoiledSnapshot", { seed: fc.nat(0x7fff_ffff) });
   const themed = {
     traffic: traffic,
     ends,
-    restores: [publish, publish, ...moves, ...moves, ...moves],
+    restores: [spoiled, publish, publish, ...moves, ...moves, ...moves],
     resets: [stray, stray, of("transportReset")],
   }[theme];
   return [

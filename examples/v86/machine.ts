@@ -216,6 +216,7 @@ export class Machine {
   ): Promise<Uint8Array<ArrayBuffer>> {
     // All of it in one turn.
     const state = this.emulator.save_state();
+    this.device.pci.syncMemory();
     const description = {
       v86: V86_VERSION,
       memoryBytes: this.#memoryBytes,

@@ -11,7 +11,7 @@
 import { CpioWriter } from "../../props/guest/vm/cpio.ts";
 import { cacheFolder } from "../../props/guest/vm/kernel.ts";
 import { loadModules } from "../../props/guest/vm/modules.ts";
-import { runProgram } from "../../props/guest/vm/programs.ts";
+import { findProgram, runProgram } from "../../props/guest/vm/programs.ts";
 import { compressedKernel, type KernelImage } from "./boot.ts";
 import { V86_VERSION, type V86Build, type V86Constructor } from "./v86.ts";
 
@@ -31,7 +31,7 @@ const V86_FILES: ReadonlyMap<string, string> = new Map([
 const KERNEL_META_PACKAGE = "linux-image-686";
 const PACKAGE_NAME = /^linux-image-[0-9][a-z0-9.+~-]*-686$/;
 const MODULES = ["virtio_pci", "vmw_vsock_virtio_transport"];
-const GUEST_PROGRAMS = ["vsock", "streams"];
+const GUEST_PROGRAMS = ["vsock", "streams", "flood"];
 const COMMAND_LINE =
   "console=ttyS0 quiet nokaslr cryptomgr.notests noisapnp panic=-1";
 /** Changes when unpacked packages are laid out otherwise. */
@@ -232,7 +232,7 @@ async function kernelPackage(apt: PrivateApt): Promise<string> {
   throw new Error(`${KERNEL_META_PACKAGE} names no kernel`);
 }
 
-/** The kernel in a bzImage. Debian compresses it by xz; its last 4 bytes are the size. */
+/** The kernel in a bzImage, which Debian compresses by xz; its last 4 bytes are the size. */
 async function unpackKernel(
   bzImage: Uint8Array<ArrayBuffer>,
   work: string,
@@ -243,7 +243,12 @@ async function unpackKernel(
   }
   const file = `${work}/vmlinux.xz`;
   await Deno.writeFile(file, compressed.subarray(0, compressed.length - 4));
-  return await runProgram("xz", ["-dc", file]);
+  if (findProgram("xz") !== undefined || findProgram("python3") === undefined) {
+    return await runProgram("xz", ["-dc", file]);
+  }
+  const code =
+    "import lzma, sys; sys.stdout.buffer.write(lzma.open(sys.argv[1]).read())";
+  return await runProgram("python3", ["-I", "-c", code, file]);
 }
 
 /** Builds the guest's programs. */

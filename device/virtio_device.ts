@@ -1,14 +1,14 @@
 import { RingError } from "../ring/errors.ts";
-import { GuestMemory } from "../ring/memory.ts";
+import type { GuestMemory } from "../ring/memory.ts";
 import { decodeNotificationData } from "../ring/notify.ts";
-import { PackedDevice } from "../ring/packed_device.ts";
+import type { PackedDevice } from "../ring/packed_device.ts";
 import type {
   DeviceQueue,
   QueueConfig,
   QueueState,
   RingFormat,
 } from "../ring/queue.ts";
-import { SplitDevice } from "../ring/split_device.ts";
+import type { SplitDevice } from "../ring/split_device.ts";
 import {
   VIRTIO_F_EVENT_IDX,
   VIRTIO_F_IN_ORDER,
@@ -18,7 +18,6 @@ import {
   VIRTIO_F_RING_PACKED,
   VIRTIO_F_RING_RESET,
   VIRTIO_F_VERSION_1,
-  VIRTQ_MAX_SIZE,
 } from "../ring/virtio_ring.ts";
 import {
   type DeviceModel,
@@ -40,6 +39,7 @@ import {
   sealSnapshot,
 } from "./device_snapshot.ts";
 import { Diagnostics } from "./diagnostics.ts";
+import { type QueueSlot, QueueSlots, type RingTerms } from "./_queue_slots.ts";
 import { type QueueStateAccess, QueueStateFacility } from "./queue_state.ts";
 import { type Plain, SnapshotError } from "./snapshot.ts";
 import {
@@ -70,23 +70,6 @@ const STATUS_BITS = VIRTIO_CONFIG_S_ACKNOWLEDGE | VIRTIO_CONFIG_S_DRIVER |
   VIRTIO_CONFIG_S_DRIVER_OK | VIRTIO_CONFIG_S_FEATURES_OK |
   VIRTIO_CONFIG_S_FAILED;
 
-type QueueSlot = {
-  setup: QueueSetup;
-  queue: DeviceQueue | null;
-  /** What the model gets: the queue, or the wrapper before it. */
-  outer: DeviceQueue | null;
-  /** Given to the model; a queue can be started and not enabled. */
-  given: boolean;
-  fresh: boolean;
-  broken: boolean;
-  /** A register transport has been told that the queue is ready. */
-  ready: boolean;
-  /** The model gets the queue back when the device is resumed. */
-  suspended: boolean;
-  /** The model has had the queue since the device was reset. */
-  used: boolean;
-};
-
 /**
  * A virtio device behind any transport: status, features, configuration space and the life of its
  * queues (virtio 1.4, 2 and 3). What the device does is its {@link DeviceModel}'s.
@@ -107,11 +90,9 @@ export class VirtioDevice {
   #ring: RingChoice;
   #strongOrdering: boolean;
   #port: TransportPort | null = null;
-  #memory: GuestMemory = new GuestMemory([]);
   #status = 0;
   #features = 0n;
-  #slots: QueueSlot[];
-  #wrap: ((index: number, queue: DeviceQueue) => DeviceQueue) | null = null;
+  readonly #queues: QueueSlots;
   readonly #queueState: QueueStateFacility;
   // Bit 40 is offered as VIRTIO_F_QUEUE_STATE, not as VIRTIO_F_RING_RESET.
   readonly #offersQueueState: boolean;
@@ -141,17 +122,11 @@ export class VirtioDevice {
     this.#queueState = new QueueStateFacility(queueCount);
     this.#notifConfigData = options.notifConfigData ?? [];
     this.offeredFeatures = offered;
-    this.#slots = model.maxQueueSizes.map((size) => ({
-      setup: { size, descriptorArea: 0, driverArea: 0, deviceArea: 0 },
-      queue: null,
-      outer: null,
-      given: false,
-      fresh: true,
-      broken: false,
-      ready: false,
-      suspended: false,
-      used: false,
-    }));
+    this.#queues = new QueueSlots(
+      model,
+      () => this.#terms(),
+      (index) => this.interrupt(index),
+    );
   }
 
   /** Plugs the device into a transport, or out of it with null. */
@@ -161,12 +136,12 @@ export class VirtioDevice {
 
   /** Number of queues that the device can have; a transport may start fewer. */
   get queueCount(): number {
-    return this.#slots.length;
+    return this.#queues.all.length;
   }
 
   /** Guest memory as the transport last gave it. */
   get memory(): GuestMemory {
-    return this.#memory;
+    return this.#queues.memory;
   }
 
   /** Features that the driver has accepted. */
@@ -241,9 +216,9 @@ export class VirtioDevice {
     if (this.#modelKept && !this.#queueState.negotiated) this.model.reset();
     this.#modelKept = false;
     this.#queueState.driverOk();
-    for (const index of this.#slots.keys()) this.#startReady(index);
-    for (const [index, slot] of this.#slots.entries()) {
-      if (slot.ready || slot.suspended) this.enableQueue(index, true);
+    for (const slot of this.#queues.all) this.#startReady(slot);
+    for (const slot of this.#queues.all) {
+      if (slot.ready || slot.suspended) this.enableQueue(slot.index, true);
       slot.suspended = false;
     }
     if (this.#configDue) this.notifyConfig();
@@ -259,13 +234,13 @@ export class VirtioDevice {
       return;
     }
     let held = 0;
-    for (const [index, slot] of this.#slots.entries()) {
+    for (const slot of this.#queues.all) {
       if (!slot.given) continue;
       const queue = slot.queue!;
       slot.suspended = true;
-      this.enableQueue(index, false);
+      this.enableQueue(slot.index, false);
       held += queue.inFlight;
-      if (queue.needsInterrupt()) this.interrupt(index);
+      if (queue.needsInterrupt()) this.interrupt(slot.index);
     }
     if (held === 0) {
       this.#status &= ~VIRTIO_CONFIG_S_DRIVER_OK;
@@ -317,31 +292,22 @@ export class VirtioDevice {
    */
   setMemory(memory: GuestMemory): void {
     this.model.memoryChanging();
-    this.#memory = memory;
-    let failed: RingError | null = null;
-    for (const [index, slot] of this.#slots.entries()) {
-      if (slot.queue === null) continue;
-      try {
-        slot.queue.rebind(memory);
-      } catch (error) {
-        if (!(error instanceof RingError)) throw error;
-        failed = error;
-        this.breakQueue(index, error);
-        slot.queue = null;
-      }
-    }
+    const failed = this.#queues.rebind(
+      memory,
+      (index, error) => this.breakQueue(index, error),
+    );
     this.model.memoryChanged(memory);
     if (failed !== null) throw failed;
   }
 
   /** What is configured for queue `index`; a copy. */
   queueSetup(index: number): QueueSetup {
-    return { ...this.#slot(index).setup };
+    return { ...this.#queues.at(index).setup };
   }
 
   /** What queue `index` is made of when it is started now: its setup, and what was negotiated. */
   queueConfig(index: number): QueueConfig {
-    return this.#configOf(this.#slot(index).setup);
+    return this.#queues.config(this.#queues.at(index));
   }
 
   /**
@@ -353,19 +319,7 @@ export class VirtioDevice {
    * transport's to enforce.
    */
   setupQueue(index: number, setup: Partial<QueueSetup>): void {
-    const slot = this.#slot(index);
-    if (slot.queue !== null) {
-      throw new TypeError(`Cannot configure queue ${index}: it is running`);
-    }
-    const max = VIRTQ_MAX_SIZE;
-    if (setup.size !== undefined && !(setup.size >= 1 && setup.size <= max)) {
-      throw new RingError(
-        "BAD_QUEUE_SIZE",
-        "2.7",
-        `Cannot set queue ${index} to ${setup.size} descriptors`,
-      );
-    }
-    slot.setup = { ...slot.setup, ...setup };
+    this.#queues.configure(index, setup);
   }
 
   /**
@@ -383,15 +337,7 @@ export class VirtioDevice {
     state: QueueState | null,
     track?: (queue: PackedDevice | SplitDevice) => DeviceQueue,
   ): void {
-    const slot = this.#slot(index);
-    if (slot.queue !== null) {
-      throw new TypeError(`Cannot start queue ${index}: it is running`);
-    }
-    const queue = this.#makeQueue(slot.setup, state);
-    slot.queue = track?.(queue) ?? queue;
-    slot.outer = this.#wrap?.(index, slot.queue) ?? slot.queue;
-    slot.fresh = state === null;
-    slot.broken = false;
+    this.#queues.start(index, state, track);
   }
 
   /**
@@ -399,20 +345,7 @@ export class VirtioDevice {
    * away until it is started again.
    */
   enableQueue(index: number, enabled: boolean): void {
-    const slot = this.#slot(index);
-    if (slot.queue === null || slot.given === enabled) return;
-    if (enabled && slot.broken) return;
-    slot.given = enabled;
-    if (enabled) {
-      const fresh = slot.fresh;
-      slot.fresh = false;
-      slot.used = true;
-      this.model.queueStarted(index, slot.outer!, fresh);
-      // The last interrupt before the queue stopped may be lost; one too many is lawful (2.7.7.2).
-      if (!fresh) this.interrupt(index);
-    } else {
-      this.model.queueStopped(index);
-    }
+    this.#queues.enable(index, enabled);
   }
 
   /**
@@ -423,16 +356,7 @@ export class VirtioDevice {
   wrapQueues(
     wrap: ((index: number, queue: DeviceQueue) => DeviceQueue) | null,
   ): void {
-    const given = this.#slots.map((slot) => slot.given);
-    for (const index of given.keys()) this.enableQueue(index, false);
-    this.#wrap = wrap;
-    for (const [index, slot] of this.#slots.entries()) {
-      if (slot.queue === null) continue;
-      slot.outer = wrap?.(index, slot.queue) ?? slot.queue;
-      if (!given[index]) continue;
-      this.enableQueue(index, true);
-      this.kick(index);
-    }
+    this.#queues.wrap(wrap, (index) => this.kick(index));
   }
 
   /**
@@ -442,26 +366,23 @@ export class VirtioDevice {
    * The memory of the queue is not touched after this returns.
    */
   stopQueue(index: number): QueueState | null {
-    const slot = this.#slot(index);
-    const queue = slot.queue;
+    const slot = this.#queues.at(index);
+    const queue = this.#queues.stop(slot);
     if (queue === null) return null;
-    this.enableQueue(index, false);
-    slot.queue = null;
-    slot.outer = null;
     slot.ready = false;
     return queue.save();
   }
 
   /** Tells whether queue `index` was started and not stopped. */
   queueRunning(index: number): boolean {
-    return this.#slot(index).queue !== null;
+    return this.#queues.at(index).queue !== null;
   }
 
   // -- For transports whose driver sets up queues by registers --
 
   /** Tells whether queue `index` is ready: the driver has handed it over, and it was found usable. */
   queueReady(index: number): boolean {
-    return this.#slot(index).ready;
+    return this.#queues.at(index).ready;
   }
 
   /**
@@ -474,11 +395,11 @@ export class VirtioDevice {
    * @throws {RangeError} when the device has no such queue.
    */
   setQueueReady(index: number, ready: boolean): boolean {
-    const slot = this.#slot(index);
+    const slot = this.#queues.at(index);
     if (slot.ready === ready) return true;
     if (!ready) {
       slot.ready = false;
-      this.#stop(index);
+      this.#stop(slot);
       return true;
     }
     const problem = this.#readyProblem(slot);
@@ -491,7 +412,7 @@ export class VirtioDevice {
     }
     slot.ready = true;
     if ((this.#status & VIRTIO_CONFIG_S_DRIVER_OK) !== 0) {
-      this.#startReady(index);
+      this.#startReady(slot);
       this.enableQueue(index, true);
     }
     return true;
@@ -505,7 +426,7 @@ export class VirtioDevice {
       return "DRIVER_OK is set, and with VIRTIO_F_QUEUE_STATE queues start before that";
     }
     try {
-      this.#makeQueue(slot.setup, null);
+      this.#queues.make(slot, null);
       return null;
     } catch (error) {
       if (!(error instanceof RingError)) throw error;
@@ -521,7 +442,7 @@ export class VirtioDevice {
    * @throws {RangeError} when the device has no such queue.
    */
   resetQueue(index: number): boolean {
-    const slot = this.#slot(index);
+    const slot = this.#queues.at(index);
     if (
       this.#offersQueueState || !this.#has(VIRTIO_F_RING_RESET) ||
       (this.#status & VIRTIO_CONFIG_S_FEATURES_OK) === 0
@@ -534,7 +455,7 @@ export class VirtioDevice {
     }
     this.enableQueue(index, false);
     const { used } = slot;
-    this.#clear(slot);
+    this.#queues.clear(slot);
     slot.used = used;
     return true;
   }
@@ -549,7 +470,7 @@ export class VirtioDevice {
     const index = this.#has(VIRTIO_F_NOTIF_CONFIG_DATA)
       ? this.#notifConfigData.indexOf(queue)
       : queue;
-    const size = this.#slots[index]?.setup.size;
+    const size = this.#queues.all[index]?.setup.size;
     const withData = this.#has(VIRTIO_F_NOTIFICATION_DATA);
     if (size === undefined || (!withData && value !== queue)) {
       this.diagnostics.fault(
@@ -581,7 +502,7 @@ export class VirtioDevice {
 
   /** Why a driver cannot get or set the state of queue `index` now, in words; null where it can. */
   queueStateProblem(index: number, access: QueueStateAccess): string | null {
-    this.#slot(index);
+    this.#queues.at(index);
     if (!this.#offersQueueState) return "VIRTIO_F_QUEUE_STATE is not offered";
     return this.#queueState.problem(index, access);
   }
@@ -643,14 +564,13 @@ export class VirtioDevice {
     );
   }
 
-  /** Starts queue `index` if it is ready; a state that it cannot have been in breaks it. */
-  #startReady(index: number): void {
-    const slot = this.#slot(index);
+  /** Starts a queue if it is ready; a state that it cannot have been in breaks it. */
+  #startReady(slot: QueueSlot): void {
     if (!slot.ready || slot.queue !== null) return;
-    const { used, setup } = slot;
+    const { index, used, setup } = slot;
     try {
       const state = this.#queueState.negotiated
-        ? this.#queueState.stateToStart(index, this.#memory, setup)
+        ? this.#queueState.stateToStart(index, this.memory, setup)
         : null;
       this.startQueue(index, state);
       // After a reset of the queue alone the driver is the one from before.
@@ -661,18 +581,15 @@ export class VirtioDevice {
     }
   }
 
-  /** Stops queue `index`; with the facility negotiated its state is kept. */
-  #stop(index: number): void {
-    const slot = this.#slot(index);
-    const queue = slot.queue;
+  /** Stops a queue; with the facility negotiated its state is kept. */
+  #stop(slot: QueueSlot): void {
+    const queue = this.#queues.stop(slot);
     if (queue === null) return;
-    this.enableQueue(index, false);
-    slot.queue = null;
-    slot.outer = null;
+    const { index } = slot;
     if (!this.#queueState.negotiated) return;
     const problem = this.#queueState.keep(
       index,
-      this.#memory,
+      this.memory,
       slot.setup,
       queue.save(),
     );
@@ -685,7 +602,7 @@ export class VirtioDevice {
 
   /** Carries a kick of queue `index`; one for a queue that is not in use is ignored (2.1.2). */
   kick(index: number): void {
-    const slot = this.#slots[index];
+    const slot = this.#queues.all[index];
     if (slot === undefined || !slot.given || slot.broken) return;
     this.model.queueKicked(index);
   }
@@ -701,7 +618,7 @@ export class VirtioDevice {
    * is started again; called by the model. The driver is told by DEVICE_NEEDS_RESET.
    */
   breakQueue(index: number, error: RingError): void {
-    const slot = this.#slot(index);
+    const slot = this.#queues.at(index);
     if (slot.broken) return;
     slot.broken = true;
     this.diagnostics.fault(
@@ -733,7 +650,7 @@ export class VirtioDevice {
    * @throws {TypeError} when a queue is running.
    */
   renegotiate(): void {
-    if (this.#slots.some((slot) => slot.queue !== null)) {
+    if (this.#queues.running) {
       throw new TypeError("Cannot renegotiate: a queue is running");
     }
     this.#status = 0;
@@ -755,21 +672,13 @@ export class VirtioDevice {
         `Cannot save device ${model.deviceId}: its model has no snapshots`,
       );
     }
-    const queues = this.#slots.map((slot) => ({
-      setup: { ...slot.setup },
-      state: slot.queue === null ? null : slot.queue.save(),
-      enabled: slot.given,
-      broken: slot.broken,
-      ready: slot.ready,
-      used: slot.used,
-    }));
     return sealSnapshot({
       deviceId: model.deviceId,
       features: `0x${this.#features.toString(16)}`,
       status: this.#status,
       configGeneration: this.configGeneration,
       configDue: this.#configDue,
-      queues,
+      queues: this.#queues.save(),
       queueState: this.#queueState.save(),
       modelKept: this.#modelKept,
       model: model.save() as Plain,
@@ -786,13 +695,13 @@ export class VirtioDevice {
    * @throws {TypeError} when the device is not in its state after reset.
    */
   restore(snapshot: unknown): void {
-    if (this.#status !== 0 || this.#slots.some(({ queue }) => queue !== null)) {
+    if (this.#status !== 0 || this.#queues.running) {
       throw new TypeError(
         "Cannot restore: the device is not in its state after reset",
       );
     }
     const model = this.model;
-    const content = openSnapshot(snapshot, model.deviceId, this.#slots.length);
+    const content = openSnapshot(snapshot, model.deviceId, this.queueCount);
     // Until FEATURES_OK the driver writes them word by word, and nobody has judged them.
     const negotiated = (content.status & VIRTIO_CONFIG_S_FEATURES_OK) !== 0 ||
       content.queues.some(({ state }) => state !== null);
@@ -815,7 +724,7 @@ export class VirtioDevice {
         if (state !== null) this.startQueue(index, state);
       }
     } catch (error) {
-      for (const slot of this.#slots) this.#clear(slot);
+      for (const slot of this.#queues.all) this.#queues.clear(slot);
       this.#features = 0n;
       if (!(error instanceof RingError)) throw error;
       throw new SnapshotError("MISMATCH", error.message);
@@ -829,7 +738,7 @@ export class VirtioDevice {
     goOn();
     for (const [index, saved] of content.queues.entries()) {
       const { enabled, broken, ready, used } = saved;
-      const slot = this.#slots[index]!;
+      const slot = this.#queues.at(index);
       slot.broken = broken;
       slot.ready = ready;
       slot.used = used;
@@ -840,18 +749,6 @@ export class VirtioDevice {
     }
   }
 
-  #clear(slot: QueueSlot): void {
-    slot.queue = null;
-    slot.outer = null;
-    slot.given = false;
-    slot.broken = false;
-    slot.fresh = true;
-    slot.ready = false;
-    slot.suspended = false;
-    slot.used = false;
-    slot.setup = this.#initialSetup(this.#slots.indexOf(slot));
-  }
-
   /**
    * Resets the device: no queue runs, no feature is accepted, the status is 0 (2.4).
    *
@@ -860,10 +757,10 @@ export class VirtioDevice {
    * `queueStarted` with `fresh`, or by `reset` where that driver does without the facility.
    */
   reset(): void {
-    for (const index of this.#slots.keys()) this.enableQueue(index, false);
-    for (const [index, slot] of this.#slots.entries()) {
-      this.#stop(index);
-      this.#clear(slot);
+    for (const { index } of this.#queues.all) this.enableQueue(index, false);
+    for (const slot of this.#queues.all) {
+      this.#stop(slot);
+      this.#queues.clear(slot);
     }
     if (this.#queueState.negotiated) this.#modelKept = true;
     this.#queueState.reset();
@@ -873,28 +770,9 @@ export class VirtioDevice {
     if (!this.#modelKept) this.model.reset();
   }
 
-  #initialSetup(index: number): QueueSetup {
+  #terms(): RingTerms {
     return {
-      size: this.model.maxQueueSizes[index]!,
-      descriptorArea: 0,
-      driverArea: 0,
-      deviceArea: 0,
-    };
-  }
-
-  #makeQueue(
-    setup: QueueSetup,
-    state: QueueState | null,
-  ): PackedDevice | SplitDevice {
-    const config = this.#configOf(setup);
-    return this.ringFormat === "packed"
-      ? new PackedDevice(this.#memory, config, state ?? undefined)
-      : new SplitDevice(this.#memory, config, state ?? undefined);
-  }
-
-  #configOf(setup: QueueSetup): QueueConfig {
-    return {
-      ...setup,
+      format: this.ringFormat,
       eventIdx: this.#has(VIRTIO_F_EVENT_IDX),
       indirect: this.#has(VIRTIO_F_INDIRECT_DESC),
       inOrder: this.#has(VIRTIO_F_IN_ORDER),
@@ -904,15 +782,5 @@ export class VirtioDevice {
 
   #has(bit: number): boolean {
     return (this.#features & featureMask(bit)) !== 0n;
-  }
-
-  #slot(index: number): QueueSlot {
-    const slot = this.#slots[index];
-    if (slot === undefined) {
-      throw new RangeError(
-        `Cannot use queue ${index}: the device has ${this.#slots.length}`,
-      );
-    }
-    return slot;
   }
 }

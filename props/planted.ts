@@ -203,8 +203,8 @@ export const PLANTS: readonly Plant[] = [
   ),
   plant("reset-before-the-state-is-read", "rust-vmm/vhost #154", [
     "device/virtio_device.ts",
-    "      this.#stop(index);\n      this.#clear(slot);\n",
-    "      this.#clear(slot);\n      this.#stop(index);\n",
+    "      this.#stop(slot);\n      this.#queues.clear(slot);\n",
+    "      this.#queues.clear(slot);\n      this.#stop(slot);\n",
   ]),
   plant("reset-keeps-restored-indices", "cloud-hypervisor #1120", [
     "device/queue_state.ts",
@@ -267,7 +267,7 @@ export const PLANTS: readonly Plant[] = [
     "slots === undefined ||",
   ]),
   plant("queue-size-writable-while-it-runs", "Firecracker #6201", [
-    "device/virtio_device.ts",
+    "device/_queue_slots.ts",
     "if (slot.queue !== null) {\n      throw new TypeError(`Cannot configure",
     "if (slot.setup === undefined) {\n      throw new TypeError(`Cannot configure",
   ]),

@@ -84,6 +84,7 @@ export type { CreditState } from "./vsock/credit.ts";
 export { VsockDevice, type VsockDeviceOptions } from "./vsock/device.ts";
 export {
   type ConnectAnswer,
+  type ConnectionAddress,
   type ConnectRequest,
   type HostMessages,
   type HostSide,
@@ -93,6 +94,10 @@ export {
   type MessageEvents,
   type MessagesAnswer,
   type MessagesRequest,
+  type PeerAddress,
+  type PeerMessagesRequest,
+  type PeerRequest,
+  type PeerSide,
   type PendingConnect,
   type RestoredConnection,
   STREAM_AGAIN,
@@ -123,6 +128,19 @@ export {
   type LoopbackMessagesSnapshot,
 } from "./vsock/loopback_messages.ts";
 export type { LinkState, OutgoingState } from "./vsock/host_link.ts";
+export {
+  PIPE_BUFFER_BYTES,
+  PIPE_BUFFER_MESSAGES,
+  type PipeEndSnapshot,
+  type PipeSnapshot,
+} from "./vsock/pipe.ts";
+export {
+  DEFAULT_MAX_PEER_CONNECTIONS,
+  type SwitchedDevice,
+  type SwitchSnapshot,
+  VsockSwitch,
+  type VsockSwitchOptions,
+} from "./vsock/switch.ts";
 export { MAX_SEGMENTS, Segments } from "./vsock/segments.ts";
 export type {
   ConnectionSnapshot,

@@ -13,6 +13,8 @@ import type {
   ConnectAnswer,
   HostSide,
   MessagesAnswer,
+  PeerAddress,
+  PeerSide,
   PendingConnect,
 } from "./host.ts";
 import {
@@ -180,8 +182,8 @@ export class VsockDevice implements DeviceModel {
 
   /** True when `process()` would do something. */
   get pending(): boolean {
-    return this.ready &&
-      (this.#txReady || (this.#muxer.hasOutput && !this.#rx.starved));
+    return this.peers?.pending === true || (this.ready &&
+      (this.#txReady || (this.#muxer.hasOutput && !this.#rx.starved)));
   }
 
   /**
@@ -203,8 +205,51 @@ export class VsockDevice implements DeviceModel {
     return this.#connect(VIRTIO_VSOCK_TYPE_SEQPACKET, guestPort, answer);
   }
 
-  #connect(type: number, guestPort: number, answer: AnyAnswer): PendingConnect {
-    if (this.#driverSeen) return this.#muxer.connect(type, guestPort, answer);
+  /** Where connections to other guests go; null, so that there are none, unless a switch set it. */
+  get peers(): PeerSide | null {
+    return this.#muxer.peers;
+  }
+
+  set peers(peers: PeerSide | null) {
+    this.#muxer.peers = peers;
+  }
+
+  /**
+   * Connects another guest's port to a port of this one by a stream; called by a switch. Refused also where
+   * these two ports are connected.
+   *
+   * @throws {RangeError} when `guestPort` is no port.
+   */
+  connectPeer(
+    guestPort: number,
+    peer: PeerAddress,
+    answer: ConnectAnswer,
+  ): PendingConnect {
+    return this.#connect(VIRTIO_VSOCK_TYPE_STREAM, guestPort, answer, peer);
+  }
+
+  /**
+   * The same by a seqpacket socket; refused also where the driver has not negotiated them.
+   *
+   * @throws {RangeError} when `guestPort` is no port.
+   */
+  connectPeerMessages(
+    guestPort: number,
+    peer: PeerAddress,
+    answer: MessagesAnswer,
+  ): PendingConnect {
+    return this.#connect(VIRTIO_VSOCK_TYPE_SEQPACKET, guestPort, answer, peer);
+  }
+
+  #connect(
+    type: number,
+    guestPort: number,
+    answer: AnyAnswer,
+    peer: PeerAddress | null = null,
+  ): PendingConnect {
+    if (this.#driverSeen) {
+      return this.#muxer.connect(type, guestPort, answer, peer);
+    }
     answer.refused("no guest is running");
     return { hostPort: -1, cancel: () => {} };
   }
@@ -214,11 +259,12 @@ export class VsockDevice implements DeviceModel {
    * more is pending.
    */
   process(): boolean {
-    if (!this.ready) return false;
     // Called by a host side from within: there is one scratch of everything.
-    if (this.#processing) return true;
+    if (this.#processing) return this.ready;
     this.#processing = true;
     try {
+      this.#muxer.peers?.deliver();
+      if (!this.ready) return false;
       this.#processTx();
       this.#processRx();
       this.#processEvents();

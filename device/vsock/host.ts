@@ -112,6 +112,18 @@ export interface ConnectRequest<End = HostStream, Events = StreamEvents> {
 /** A guest's wish for a seqpacket connection. */
 export type MessagesRequest = ConnectRequest<HostMessages, MessageEvents>;
 
+/** Two ends of a connection, and whose they are. */
+export interface ConnectionAddress {
+  /** CID of the guest. */
+  readonly guestCid: number;
+  /** Port in the guest. */
+  readonly guestPort: number;
+  /** CID of the other end: 2 for the host. */
+  readonly peerCid: number;
+  /** Port of the other end. */
+  readonly hostPort: number;
+}
+
 /** A connection of a restored device, as its host side is asked to go on with it. */
 export interface RestoredConnection {
   /** Port on the host. */
@@ -169,4 +181,40 @@ export interface PendingConnect {
   readonly hostPort: number;
   /** Withdraws; `answer` is not called any more. */
   cancel(): void;
+}
+
+/** A port of another guest. */
+export type PeerAddress = {
+  /** The other guest's CID. */
+  readonly cid: number;
+  /** Its port. */
+  readonly port: number;
+};
+
+/** A guest's wish to connect a stream to another guest. */
+export type PeerRequest = ConnectRequest & ConnectionAddress;
+
+/** A guest's wish to connect a seqpacket socket to another guest. */
+export type PeerMessagesRequest = MessagesRequest & ConnectionAddress;
+
+/** Where a guest's connections to other guests go; a `VsockSwitch` gives one to each device. */
+export interface PeerSide {
+  /** True when the device has to be told of something: `deliver()` does. */
+  readonly pending: boolean;
+  /** Tells connections what has happened at their other ends; called when the device works. */
+  deliver(): void;
+  /** True where there is another guest with this CID. */
+  reaches(cid: number): boolean;
+  /** The guest connects a stream to a port of another one. */
+  connect(request: PeerRequest): void;
+  /** The guest connects a seqpacket socket. */
+  connectMessages(request: PeerMessagesRequest): void;
+  /** See {@link HostSide.resume}. */
+  resume(
+    connection: ConnectionAddress,
+  ): ((events: StreamEvents) => HostStream) | null;
+  /** See {@link HostSide.resumeMessages}. */
+  resumeMessages(
+    connection: ConnectionAddress,
+  ): ((events: MessageEvents) => HostMessages) | null;
 }

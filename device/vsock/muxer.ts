@@ -10,7 +10,12 @@ import {
   TRANSMIT_STARVED,
 } from "./connection.ts";
 import { ConnectionTable } from "./connection_table.ts";
-import type { HostSide, PendingConnect } from "./host.ts";
+import type {
+  HostSide,
+  PeerAddress,
+  PeerSide,
+  PendingConnect,
+} from "./host.ts";
 import { PacketHeader } from "./packet.ts";
 import type { RxWriter } from "./rx_writer.ts";
 import { Segments } from "./segments.ts";
@@ -71,6 +76,8 @@ export type MuxerOptions = {
 export class Muxer implements ConnectionOwner {
   /** True where the driver has negotiated seqpackets. */
   seqpackets = false;
+  /** Where connections to other guests go; null where there are none. */
+  peers: PeerSide | null = null;
 
   readonly #guestCid: number;
   readonly #host: HostSide;
@@ -170,15 +177,14 @@ export class Muxer implements ConnectionOwner {
         () => `a packet from CID ${srcCid}`,
       );
     }
-    if (dstCid !== VMADDR_CID_HOST) {
-      return this.#refuse(
-        "destination_cid_unknown",
-        () => `a packet to CID ${dstCid}`,
-      );
-    }
-
     const connection = this.#table.find(srcPort, dstCid, dstPort);
     if (connection === null) {
+      if (dstCid !== VMADDR_CID_HOST && !this.peers?.reaches(dstCid)) {
+        return this.#refuse(
+          "destination_cid_unknown",
+          () => `a packet to CID ${dstCid}`,
+        );
+      }
       switch (op) {
         case VIRTIO_VSOCK_OP_REQUEST:
           this.#request(header);
@@ -301,7 +307,7 @@ export class Muxer implements ConnectionOwner {
     }
     const connection = this.#add(type, srcPort, dstCid, dstPort, null);
     connection.credit.hear(header.bufAlloc, header.fwdCnt);
-    connection.askHost(this.#host);
+    connection.askHost(this.#sideOf(dstCid));
   }
 
   /** Counts a packet that nobody takes and answers it by RST, unless it is one. */
@@ -385,8 +391,8 @@ export class Muxer implements ConnectionOwner {
   // -- From the host side --
 
   /**
-   * Connects a host program to a guest's port by a socket of `type`, whose ends `answer` gives; it
-   * hears of it, now or later.
+   * Connects a host program, or another guest's port, to a guest's port by a socket of `type`, whose end
+   * `answer` gives; it hears of it, now or later.
    *
    * @throws {RangeError} when `guestPort` is no port.
    */
@@ -394,6 +400,7 @@ export class Muxer implements ConnectionOwner {
     type: number,
     guestPort: number,
     answer: AnyAnswer,
+    peer: PeerAddress | null = null,
   ): PendingConnect {
     if (
       !(Number.isInteger(guestPort) && guestPort >= 0 &&
@@ -411,12 +418,18 @@ export class Muxer implements ConnectionOwner {
       answer.refused("too many connections");
       return { hostPort: -1, cancel: () => {} };
     }
-    const cid = VMADDR_CID_HOST;
-    let hostPort = this.#nextHostPort;
-    while (this.#table.find(guestPort, cid, hostPort) !== null) {
-      hostPort = followingHostPort(hostPort);
+    const cid = peer?.cid ?? VMADDR_CID_HOST;
+    let hostPort = peer?.port ?? this.#nextHostPort;
+    if (peer === null) {
+      while (this.#table.find(guestPort, cid, hostPort) !== null) {
+        hostPort = followingHostPort(hostPort);
+      }
+      this.#nextHostPort = followingHostPort(hostPort);
+    } else if (this.#table.find(guestPort, cid, hostPort) !== null) {
+      // What the other guest has closed is not over for this one.
+      answer.refused("the ports are connected");
+      return { hostPort: -1, cancel: () => {} };
     }
-    this.#nextHostPort = followingHostPort(hostPort);
     const connection = this.#add(type, guestPort, cid, hostPort, answer);
     this.schedule(connection);
     return connection;
@@ -488,7 +501,7 @@ export class Muxer implements ConnectionOwner {
     for (const saved of snapshot.connections) {
       const { type, guestPort, peerCid, hostPort } = saved;
       this.#add(type, guestPort, peerCid, hostPort, null)
-        .restore(saved, this.#host);
+        .restore(saved, this.#sideOf(peerCid));
     }
   }
 
@@ -565,6 +578,10 @@ export class Muxer implements ConnectionOwner {
   /** Counts a fault of the guest. */
   fault(kind: string, text: () => string): void {
     this.#diagnostics.fault(kind, text);
+  }
+
+  #sideOf(cid: number): HostSide | null {
+    return cid === VMADDR_CID_HOST ? this.#host : this.peers;
   }
 
   /** Lends memory until the next call. */

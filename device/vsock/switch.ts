@@ -1,0 +1,493 @@
+import { Diagnostics } from "../diagnostics.ts";
+import { FieldReader, SnapshotError } from "../snapshot.ts";
+import type {
+  ConnectAnswer,
+  ConnectionAddress,
+  HostMessages,
+  HostStream,
+  MessageEvents,
+  MessagesAnswer,
+  PeerAddress,
+  PeerMessagesRequest,
+  PeerRequest,
+  PeerSide,
+  PendingConnect,
+  StreamEvents,
+} from "./host.ts";
+import {
+  MessagePipeEnd,
+  type PipeEnd,
+  type PipeOwner,
+  type PipeSnapshot,
+  StreamPipeEnd,
+} from "./pipe.ts";
+import { VMADDR_PORT_ANY } from "./virtio_vsock.ts";
+
+/** Connections that one guest may have opened to another, unless told otherwise. */
+export const DEFAULT_MAX_PEER_CONNECTIONS = 512;
+
+const VERSION = 1;
+
+/** What a {@link VsockSwitch} needs of a device; a `VsockDevice` is one. */
+export interface SwitchedDevice {
+  /** CID of its guest. */
+  readonly guestCid: number;
+  /** Where connections to other guests go; the switch sets it. */
+  peers: PeerSide | null;
+  /** Connects another guest's socket to a port of this one, by a stream. */
+  connectPeer(
+    guestPort: number,
+    peer: PeerAddress,
+    answer: ConnectAnswer,
+  ): PendingConnect;
+  /** The same by a seqpacket socket. */
+  connectPeerMessages(
+    guestPort: number,
+    peer: PeerAddress,
+    answer: MessagesAnswer,
+  ): PendingConnect;
+  /** Does pending work; true when there is more. */
+  process(): boolean;
+}
+
+/** What a {@link VsockSwitch} is made with. */
+export type VsockSwitchOptions<Device extends SwitchedDevice = SwitchedDevice> =
+  {
+    /** Says whether guest `from` may connect to `port` of guest `to`. Any may unless told. */
+    allow?: (from: number, to: number, port: number) => boolean;
+    /** Connections that one guest may have opened to another. {@link DEFAULT_MAX_PEER_CONNECTIONS} unless told. */
+    maxConnections?: number;
+    /**
+     * A device has work that another one's guest gave it; its owner sees to it that `process()` is
+     * called, but not from within. A microtask does so unless told.
+     */
+    wake?: (device: Device) => void;
+    /** Counters and log. */
+    diagnostics?: Diagnostics;
+  };
+
+/** The connections of a {@link VsockSwitch} as plain data. */
+export type SwitchSnapshot = {
+  /** 1. */
+  version: number;
+  /** In the order in which they were made. */
+  pipes: PipeSnapshot[];
+};
+
+/**
+ * Joins devices, so that their guests can connect to each other by CID: streams and seqpackets, with
+ * credit from end to end.
+ *
+ * Without it guests are isolated: a packet to another guest's CID is answered by RST. A guest is known by
+ * the CID of its device, whatever it writes into its packets. Between two guests, at most
+ * `PIPE_BUFFER_BYTES` wait in each direction of a connection; a guest that does not read lets the other
+ * one run out of credit.
+ *
+ * @example
+ * ```ts ignore
+ * const network = new VsockSwitch();
+ * network.join(new VsockDevice({ guestCid: 3, host: hostOfOne }));
+ * network.join(new VsockDevice({ guestCid: 4, host: hostOfOther }));
+ * // In the guest with CID 3: connect((4, port)), in Linux with VMADDR_FLAG_TO_HOST.
+ * ```
+ */
+export class VsockSwitch<Device extends SwitchedDevice = SwitchedDevice> {
+  readonly #ports = new Map<number, SwitchPort<Device>>();
+  readonly #pipes = new Set<PipeEnd>();
+  readonly #counts = new Map<string, number>();
+  readonly #allow: (from: number, to: number, port: number) => boolean;
+  readonly #maxConnections: number;
+  readonly #wake: (device: Device) => void;
+  readonly #diagnostics: Diagnostics;
+  readonly #awake = new Set<Device>();
+
+  /** Makes a switch that nobody has joined. */
+  constructor(options: VsockSwitchOptions<Device> = {}) {
+    this.#allow = options.allow ?? (() => true);
+    this.#maxConnections = options.maxConnections ??
+      DEFAULT_MAX_PEER_CONNECTIONS;
+    this.#wake = options.wake ?? ((device) => this.#workLater(device));
+    this.#diagnostics = options.diagnostics ?? new Diagnostics();
+  }
+
+  /** CIDs of the guests that have joined. */
+  get guestCids(): readonly number[] {
+    return [...this.#ports.keys()];
+  }
+
+  /** Connections between guests, those included that one end is through with. */
+  get connectionCount(): number {
+    return this.#pipes.size;
+  }
+
+  /**
+   * Lets a device's guest connect to the others', and be connected to.
+   *
+   * @throws {TypeError} when a device with its CID has joined, or it is in another switch.
+   */
+  join(device: Device): void {
+    const cid = device.guestCid;
+    if (this.#ports.has(cid)) {
+      throw new TypeError(`Cannot join: the guest with CID ${cid} is there`);
+    }
+    if (device.peers !== null) {
+      throw new TypeError(
+        `Cannot join: the guest with CID ${cid} is in a switch`,
+      );
+    }
+    const port = new SwitchPort(device, this.#core);
+    this.#ports.set(cid, port);
+    device.peers = port;
+  }
+
+  /** Takes a device out: its connections to other guests are reset, at both ends. */
+  leave(device: Device): void {
+    const port = this.#portOf(device);
+    this.#remove(port);
+    const { guestCid } = device;
+    for (const pipe of [...this.#pipes]) {
+      const { address } = pipe;
+      if (address.guestCid !== guestCid && address.peerCid !== guestCid) {
+        continue;
+      }
+      for (const end of [pipe, pipe.peer]) {
+        end.abort();
+        if (end.address.guestCid === guestCid) port.moveEvents(end);
+      }
+    }
+    // What it is told now it is told by nobody else.
+    port.deliver();
+    this.#wake(device);
+  }
+
+  /**
+   * Takes a device out and keeps its connections, for another one that joins with the same CID and is
+   * restored from a snapshot of it. Those that it does not go on with end by {@link VsockSwitch.settle}.
+   */
+  detach(device: Device): void {
+    this.#remove(this.#portOf(device));
+    for (const pipe of this.#pipes) {
+      for (const end of [pipe, pipe.peer]) {
+        if (end.address.guestCid === device.guestCid) end.suspend();
+      }
+    }
+  }
+
+  /** Resets the connections of restored or detached devices that none has gone on with. */
+  settle(): void {
+    for (const pipe of [...this.#pipes]) {
+      for (const end of [pipe, pipe.peer]) {
+        if (end.suspended && !end.over) end.close(true);
+      }
+    }
+  }
+
+  /** Its connections as plain data; connects that are not answered are not among them. */
+  save(): SwitchSnapshot {
+    return {
+      version: VERSION,
+      pipes: [...this.#pipes].map((pipe) => ({
+        type: pipe.type,
+        ends: [pipe.save(), pipe.peer.save()],
+      })),
+    };
+  }
+
+  /**
+   * Makes the connections of a snapshot, before the devices are restored that go on with them; afterwards
+   * {@link VsockSwitch.settle} ends those that none went on with.
+   *
+   * @throws {SnapshotError} when it is no such snapshot; then nothing is made.
+   */
+  restore(snapshot: unknown): void {
+    const fields = new FieldReader(snapshot, "switch");
+    if (fields.any("version") !== VERSION) {
+      throw new SnapshotError(
+        "VERSION",
+        `its switch is of another version than ${VERSION}`,
+      );
+    }
+    const made = fields.array("pipes", Infinity).map((value, i) => {
+      const pipe = new FieldReader(value, `switch.pipes[${i}]`);
+      const type = pipe.oneOf("type", ["stream", "seqpacket"]);
+      const ends = pipe.array("ends", 2).map((end, n) =>
+        new FieldReader(end, `switch.pipes[${i}].ends[${n}]`)
+      );
+      const [one, other] = ends;
+      if (one === undefined || other === undefined) {
+        throw pipe.bad("ends", "not two");
+      }
+      const made = this.#makePipe(type, {
+        guestCid: one.u32("cid"),
+        guestPort: one.u32("port"),
+        peerCid: other.u32("cid"),
+        hostPort: other.u32("port"),
+      });
+      made.restore(one);
+      made.peer.restore(other);
+      return made;
+    });
+    for (const pipe of made) {
+      this.#add(pipe);
+      this.#count(pipe.address);
+    }
+  }
+
+  // -- For its ports --
+
+  readonly #core: SwitchCore = {
+    has: (cid) => this.#ports.has(cid),
+    connect: (request) => this.#connect(request),
+    connectMessages: (request) => this.#connectMessages(request),
+    find: (type, address) => this.#find(type, address),
+  };
+
+  #connect(request: PeerRequest): void {
+    const target = this.#target(request);
+    if (target === null) return request.refuse();
+    const { guestCid: cid, guestPort: port, hostPort } = request;
+    target.connectPeer(hostPort, { cid, port }, {
+      accepted: (_port, events): HostStream => {
+        const pipe = this.#makePipe("stream", request) as StreamPipeEnd;
+        this.#add(pipe);
+        if (!request.accept((events) => pipe.resume(events))) pipe.close(true);
+        this.#wakeCid(cid);
+        return pipe.peer.resume(events);
+      },
+      refused: () => this.#refused(request),
+    });
+    this.#wakeCid(request.peerCid);
+  }
+
+  #connectMessages(request: PeerMessagesRequest): void {
+    const target = this.#target(request);
+    if (target === null) return request.refuse();
+    const { guestCid: cid, guestPort: port, hostPort } = request;
+    target.connectPeerMessages(hostPort, { cid, port }, {
+      accepted: (_port, events): HostMessages => {
+        const pipe = this.#makePipe("seqpacket", request) as MessagePipeEnd;
+        this.#add(pipe);
+        if (!request.accept((events) => pipe.resume(events))) pipe.close(true);
+        this.#wakeCid(cid);
+        return pipe.peer.resume(events);
+      },
+      refused: () => this.#refused(request),
+    });
+    this.#wakeCid(request.peerCid);
+  }
+
+  #find(
+    type: "stream" | "seqpacket",
+    address: ConnectionAddress,
+  ): PipeEnd | null {
+    for (const pipe of this.#pipes) {
+      if (pipe.type !== type) continue;
+      for (const end of [pipe, pipe.peer]) {
+        if (end.suspended && !end.over && same(end.address, address)) {
+          return end;
+        }
+      }
+    }
+    return null;
+  }
+
+  /** The device that a guest may connect to, or null; a connection to it is counted then. */
+  #target(request: PeerRequest | PeerMessagesRequest): Device | null {
+    const { guestCid, peerCid, hostPort } = request;
+    const target = this.#ports.get(peerCid)?.device ?? null;
+    // Any port is what a guest wrote; nobody listens at all of them.
+    if (target === null || hostPort === VMADDR_PORT_ANY) return null;
+    if (!this.#allow(guestCid, peerCid, hostPort)) {
+      this.#diagnostics.fault(
+        "peer_not_allowed",
+        () =>
+          `guest ${guestCid} may not connect to port ${hostPort} of guest ${peerCid}`,
+      );
+      return null;
+    }
+    const count = this.#counts.get(`${guestCid}:${peerCid}`) ?? 0;
+    if (count >= this.#maxConnections) {
+      this.#diagnostics.fault(
+        "peer_connections_exhausted",
+        () => `guest ${guestCid} has ${count} connections to guest ${peerCid}`,
+      );
+      return null;
+    }
+    this.#count(request);
+    return target;
+  }
+
+  #count({ guestCid, peerCid }: ConnectionAddress): void {
+    const key = `${guestCid}:${peerCid}`;
+    this.#counts.set(key, (this.#counts.get(key) ?? 0) + 1);
+  }
+
+  #refused(request: PeerRequest | PeerMessagesRequest): void {
+    this.#uncount(request);
+    request.refuse();
+    this.#wakeCid(request.guestCid);
+  }
+
+  #uncount({ guestCid, peerCid }: ConnectionAddress): void {
+    const key = `${guestCid}:${peerCid}`;
+    const count = (this.#counts.get(key) ?? 0) - 1;
+    if (count > 0) this.#counts.set(key, count);
+    else this.#counts.delete(key);
+  }
+
+  /** Makes both ends of a connection; the one of the guest that asked for it is returned. */
+  #makePipe(
+    type: "stream" | "seqpacket",
+    address: ConnectionAddress,
+  ): StreamPipeEnd | MessagePipeEnd {
+    const { guestCid, guestPort, peerCid, hostPort } = address;
+    const here = { guestCid, guestPort, peerCid, hostPort };
+    const there = {
+      guestCid: peerCid,
+      guestPort: hostPort,
+      peerCid: guestCid,
+      hostPort: guestPort,
+    };
+    if (type === "stream") {
+      const [one, other] = [here, there].map((address) =>
+        new StreamPipeEnd(this.#owner, address)
+      ) as [StreamPipeEnd, StreamPipeEnd];
+      one.peer = other;
+      other.peer = one;
+      return one;
+    }
+    const [one, other] = [here, there].map((address) =>
+      new MessagePipeEnd(this.#owner, address)
+    ) as [MessagePipeEnd, MessagePipeEnd];
+    one.peer = other;
+    other.peer = one;
+    return one;
+  }
+
+  #add(pipe: PipeEnd): void {
+    this.#pipes.add(pipe);
+  }
+
+  readonly #owner: PipeOwner = {
+    eventsDue: (end) => {
+      const port = this.#ports.get(end.address.guestCid);
+      if (port === undefined) return;
+      port.moveEvents(end);
+      this.#wake(port.device);
+    },
+    endClosed: (end) => {
+      if (!end.peer.over) return;
+      const pipe = this.#pipes.delete(end) ? end : end.peer;
+      this.#pipes.delete(pipe);
+      this.#uncount(pipe.address);
+    },
+  };
+
+  #portOf(device: Device): SwitchPort<Device> {
+    const port = this.#ports.get(device.guestCid);
+    if (port === undefined || port.device !== device) {
+      throw new TypeError(
+        `Cannot take out the guest with CID ${device.guestCid}: it has not joined`,
+      );
+    }
+    return port;
+  }
+
+  #remove(port: SwitchPort<Device>): void {
+    this.#ports.delete(port.device.guestCid);
+    port.device.peers = null;
+  }
+
+  #wakeCid(cid: number): void {
+    const port = this.#ports.get(cid);
+    if (port !== undefined) this.#wake(port.device);
+  }
+
+  #workLater(device: Device): void {
+    const first = this.#awake.size === 0;
+    this.#awake.add(device);
+    if (!first) return;
+    queueMicrotask(() => {
+      const devices = [...this.#awake];
+      this.#awake.clear();
+      for (const one of devices) if (one.process()) this.#workLater(one);
+    });
+  }
+}
+
+/** What a {@link SwitchPort} needs of its switch. */
+interface SwitchCore {
+  /** True where there is a guest with this CID. */
+  has(cid: number): boolean;
+  /** A guest connects to another's port by a stream. */
+  connect(request: PeerRequest): void;
+  /** A guest connects to another's port by a seqpacket socket. */
+  connectMessages(request: PeerMessagesRequest): void;
+  /** The end that a restored connection goes on with, or null. */
+  find(
+    type: "stream" | "seqpacket",
+    address: ConnectionAddress,
+  ): PipeEnd | null;
+}
+
+/** The place of one device in a {@link VsockSwitch}. */
+class SwitchPort<Device extends SwitchedDevice> implements PeerSide {
+  readonly device: Device;
+  readonly #core: SwitchCore;
+  #due = new Set<PipeEnd>();
+
+  constructor(device: Device, core: SwitchCore) {
+    this.device = device;
+    this.#core = core;
+  }
+
+  get pending(): boolean {
+    return this.#due.size > 0;
+  }
+
+  moveEvents(end: PipeEnd): void {
+    this.#due.add(end);
+  }
+
+  deliver(): void {
+    if (this.#due.size === 0) return;
+    const due = this.#due;
+    // What they cause is for the next time.
+    this.#due = new Set();
+    for (const end of due) end.deliver();
+  }
+
+  reaches(cid: number): boolean {
+    return cid !== this.device.guestCid && this.#core.has(cid);
+  }
+
+  connect(request: PeerRequest): void {
+    this.#core.connect(request);
+  }
+
+  connectMessages(request: PeerMessagesRequest): void {
+    this.#core.connectMessages(request);
+  }
+
+  resume(
+    address: ConnectionAddress,
+  ): ((events: StreamEvents) => HostStream) | null {
+    const end = this.#core.find("stream", address) as StreamPipeEnd | null;
+    return end && ((events) => end.resume(events));
+  }
+
+  resumeMessages(
+    address: ConnectionAddress,
+  ): ((events: MessageEvents) => HostMessages) | null {
+    const end = this.#core.find("seqpacket", address) as
+      | MessagePipeEnd
+      | null;
+    return end && ((events) => end.resume(events));
+  }
+}
+
+function same(one: ConnectionAddress, other: ConnectionAddress): boolean {
+  return one.guestCid === other.guestCid &&
+    one.guestPort === other.guestPort && one.peerCid === other.peerCid &&
+    one.hostPort === other.hostPort;
+}

@@ -82,6 +82,9 @@ export type PciSnapshot = {
  * something, the emulator calls {@link PciTransport.syncMemory}, then the model's `process()`, again while
  * that says so.
  *
+ * The bus master bit holds messages back, not accesses to guest memory: many an emulator never shows it to its
+ * devices. A driver that takes it away resets the device first.
+ *
  * Fields are accessed as wide as they are (4.1.3.1). Since some emulators split accesses, a field may also be
  * written in parts: it takes its value when all its bytes have come, in any order, without a write to
  * another field in between. A read may have any width that stays inside one structure.

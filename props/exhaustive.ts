@@ -5,7 +5,7 @@
  */
 
 import { FORM_BYTES, stepName, type WalkSetup } from "./exhaustive_model.ts";
-import { openRing } from "./exhaustive_open.ts";
+import { type OpenRing, openRing } from "./exhaustive_open.ts";
 import { WalkPair } from "./exhaustive_pair.ts";
 import { FormStore, Ways } from "./exhaustive_store.ts";
 import { Violation } from "./violation.ts";
@@ -20,6 +20,10 @@ export type WalkLimits = {
   readonly seconds: number;
   /** In how many members of a class each step is taken; see {@link walk}. 1 unless told. */
   readonly members?: number;
+  /** The script of every so-manieth state is run plainly, see {@link walk}; none unless told. */
+  readonly plainly?: number;
+  /** The code that is walked; `ring/` as it is unless told. */
+  readonly ring?: OpenRing;
 };
 
 /** The shortest way to something that must not be. */
@@ -71,6 +75,11 @@ const LOOK_STATES = 1024;
  * With `members` above 1 each step is taken in so many members of each class, which must all come to the same
  * class: this checks that the members behave the same, which is what the walk rests on.
  *
+ * With `plainly` the script of some states is run once more from a fresh pair: one step after another, at any place,
+ * and nothing is made of a form on the way. It must come to the class that the walk says. This checks the forms,
+ * too: that nothing which matters is left out of them, and no state is made of one that cannot be. It ends
+ * where a packed ring's event that was passed is met again after two laps, which the walk does not see.
+ *
  * `tell` is called now and then with the states and transitions so far and the depth.
  */
 export async function walk(
@@ -79,19 +88,25 @@ export async function walk(
   tell: (states: number, transitions: number, depth: number) => void = () => {},
 ): Promise<WalkResult> {
   const began = performance.now();
-  const pair = new WalkPair(await openRing(), setup);
+  const pair = new WalkPair(limits.ring ?? await openRing(), setup);
   const members = limits.members ?? 1;
   const seen = new FormStore();
   const ways = new Ways();
-  seen.add(pair.save());
   ways.push(0, 0);
+  let failure: WalkFailure | null = null;
+  try {
+    seen.add(pair.save());
+  } catch (error) {
+    if (!(error instanceof Violation)) throw error;
+    const { invariant, message } = error;
+    failure = { invariant, message, script: [], plainly: "the beginning" };
+  }
   const form = new Uint8Array(FORM_BYTES);
   const steps: number[] = [];
   const after: number[] = [];
   let levelEnd = 1;
   let transitions = 0;
   let depth = 0;
-  let failure: WalkFailure | null = null;
   let stopped = false;
   walking: for (let state = 0; state < seen.count; state++) {
     if (state === levelEnd) {
@@ -138,6 +153,9 @@ export async function walk(
       }
     }
   }
+  if (failure === null && (limits.plainly ?? 0) > 0) {
+    failure = runPlainly(pair, seen, ways, limits.plainly!);
+  }
   const settled = ways.settle();
   if (failure === null && settled.stuck >= 0) {
     const path = ways.path(settled.stuck);
@@ -154,6 +172,47 @@ export async function walk(
     seconds: (performance.now() - began) / 1000,
     failure,
   };
+}
+
+// Every so-manieth state, by its script from a fresh pair.
+function runPlainly(
+  pair: WalkPair,
+  seen: FormStore,
+  ways: Ways,
+  every: number,
+): WalkFailure | null {
+  const first = new Uint8Array(FORM_BYTES);
+  const form = new Uint8Array(FORM_BYTES);
+  seen.read(0, first);
+  // Any of the states, not always those at the same place in a level.
+  for (let at = 0; at < seen.count; at += every) {
+    const state = at + (Math.imul(at, 0x9e3779b1) >>> 0) % every;
+    if (state >= seen.count) break;
+    const path = ways.path(state);
+    const places = pair.places(path.length);
+    const { name, base, wrap } = places[state % places.length]!;
+    let why: Violation | null = null;
+    try {
+      pair.loadPlain(first, base, wrap);
+      for (let i = 1; i < path.length; i++) {
+        pair.take(ways.stepTo(path[i]!));
+        const found = pair.save();
+        seen.read(path[i]!, form);
+        if (found.every((byte, i) => byte === form[i])) continue;
+        // From here on it may go another way than the walk.
+        if (pair.isMetAgain(found, form)) break;
+        throw new Violation(
+          "forms are whole",
+          `step ${i} leads elsewhere from ${name} on: ${found}, not ${form}`,
+        );
+      }
+    } catch (error) {
+      if (!(error instanceof Violation)) throw error;
+      why = error;
+    }
+    if (why !== null) return explain(pair, seen, ways, path, -1, 0, why);
+  }
+  return null;
 }
 
 function memberOf(number: number, member: number): number {

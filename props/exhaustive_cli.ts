@@ -8,16 +8,19 @@
 
 import { PropsUsageError } from "./cli_args.ts";
 import { walk, type WalkResult, type WalkSetup } from "./exhaustive.ts";
+import { findPlanted, plantsOfWalks } from "./exhaustive_planted.ts";
 import { parseWalkArgs, type Walk, WALK_HELP } from "./exhaustive_args.ts";
 
 /** Seconds between two lines about how far a walk is. */
 const TELL_SECONDS = 15;
 
 function nameOf(setup: WalkSetup): string {
-  const { format, size, chains, eventIdx, start, notify } = setup;
+  const { format, size, chains, eventIdx, start, notify, more } = setup;
   return `${format} ${size}, chains to ${chains}, event idx ${
     eventIdx ? "on" : "off"
-  }, start ${start}, notify ${notify}`;
+  }, start ${start}, notify ${notify}${
+    more === "nothing" ? "" : `, with ${more}`
+  }`;
 }
 
 function print(result: WalkResult): void {
@@ -47,7 +50,41 @@ function print(result: WalkResult): void {
   );
 }
 
+async function mainPlanted(name: string): Promise<number> {
+  const names = name === "all"
+    ? plantsOfWalks().map((plant) => plant.name)
+    : [name];
+  let missed = 0;
+  for (const one of names) {
+    const limits = { states: 1e7, seconds: 600 };
+    const { result, walks } = await findPlanted(one, limits);
+    if (result === null) missed++;
+    if (result === null || names.length === 1) {
+      console.log(
+        `${one}: ${result === null ? "NOT " : ""}found, ${walks} walks`,
+      );
+      if (result === null) continue;
+      console.log(nameOf(result.setup));
+      print(result);
+      continue;
+    }
+    const { setup, states, failure } = result;
+    console.log(
+      `${one}: found in ${setup.format} ${setup.size} after ${states} states, ${
+        failure!.script.length
+      } steps: ${failure!.message}`,
+    );
+  }
+  console.log(`${names.length} planted, ${missed} not found.`);
+  return missed === 0 ? 0 : 1;
+}
+
 async function main(words: readonly string[]): Promise<number> {
+  // What a misuse throws is only looked at for what it is.
+  Error.stackTraceLimit = 0;
+  if (words[0] === "--planted" && words.length === 2) {
+    return await mainPlanted(words[1]!);
+  }
   let walks: Walk[] | "help";
   try {
     walks = parseWalkArgs(words);

@@ -23,6 +23,11 @@ export type WalkSetup = {
    * as it publishes, and the other side neither arms nor disarms it: it looks whenever it likes.
    */
   readonly notify: "both" | "kicks" | "interrupts" | "none";
+  /**
+   * What there is beyond that: nothing; a step that gives the last fetched buffer back; or buffers of two
+   * descriptors that have them in an indirect table (VIRTIO_F_INDIRECT_DESC) and take one in the ring.
+   */
+  readonly more: "nothing" | "unpop" | "indirect";
 };
 
 /** One step of a side, at the grain of the queue contract; `push` is `PUSH` and a place among the fetched. */
@@ -53,8 +58,12 @@ export const DISARM_KICKS = 11;
 export const CARRY = 12;
 /** Save with the fetches taken back where that is possible. */
 export const REWIND = 13;
+/** The last fetched buffer; refused where one that was fetched after it was pushed. */
+export const UNPOP = 14;
+/** What has to be refused and to change nothing, with a buffer that is drawn. */
+export const MISUSE = 15;
 /** Complete the buffer that was fetched first of those in flight; the others follow. */
-export const PUSH = 14;
+export const PUSH = 16;
 
 const NAMES = [
   "driver.add(1 descriptor)",
@@ -71,6 +80,8 @@ const NAMES = [
   "device.disarmKicks()",
   "save (carry), reset, restore",
   "save (rewind), reset, restore",
+  "device.unpop(the last of the fetched)",
+  "what is not allowed",
 ];
 
 /** What a step is called in a script. */
@@ -133,8 +144,10 @@ export class FormReader {
  * puts what was fetched before what is pending.
  */
 export class WalkModel {
-  /** By token: descriptors of its buffer, 0 where it is free. */
+  /** By token: segments of its buffer, 0 where it is free. */
   readonly kind: Uint8Array;
+  /** By token: descriptors that it takes in the ring, 0 where it is free. */
+  readonly taken: Uint8Array;
   /** Added, not published. */
   readonly staged: number[] = [];
   /** To be popped. */
@@ -162,6 +175,11 @@ export class WalkModel {
   readonly intact: Uint8Array;
   /** By token in flight: 1 where its segments come from a saved state. */
   readonly kept: Uint8Array;
+  /**
+   * By fetched token: 1 where another buffer was pushed that was fetched after it, and before the next of those that
+   * still are in flight. Known only where there is a step that gives buffers back.
+   */
+  readonly gap: Uint8Array;
   /** The device sleeps until it is kicked. */
   deviceAsleep = false;
   /** The driver sleeps until it is interrupted. */
@@ -177,6 +195,8 @@ export class WalkModel {
   readonly #chains: number;
   readonly #kicks: boolean;
   readonly #interrupts: boolean;
+  readonly #unpop: boolean;
+  readonly #indirect: boolean;
   // The kind whose buffers come back with no bytes written.
   readonly #empty: number;
 
@@ -188,7 +208,14 @@ export class WalkModel {
     this.#kicks = setup.notify === "both" || setup.notify === "kicks";
     this.#interrupts = setup.notify === "both" || setup.notify === "interrupts";
     this.#empty = setup.start === "zero" ? 2 : 1;
+    this.#unpop = setup.more === "unpop";
+    this.#indirect = setup.more === "indirect";
     this.kind = new Uint8Array(setup.size);
+    this.taken = new Uint8Array(setup.size);
+    this.gap = new Uint8Array(setup.size);
+    // A fresh queue asks for notifications.
+    this.deviceAsleep = this.#kicks;
+    this.driverAsleep = this.#interrupts;
     this.written = new Uint8Array(setup.size);
     this.intact = new Uint8Array(setup.size);
     this.kept = new Uint8Array(setup.size);
@@ -197,14 +224,14 @@ export class WalkModel {
   /** Descriptors of the buffers of `tokens`. */
   slots(tokens: readonly number[]): number {
     let sum = 0;
-    for (let i = 0; i < tokens.length; i++) sum += this.kind[tokens[i]!]!;
+    for (let i = 0; i < tokens.length; i++) sum += this.taken[tokens[i]!]!;
     return sum;
   }
 
   /** Descriptors that are with no buffer. */
   get free(): number {
     let free = this.#size;
-    for (let i = 0; i < this.#size; i++) free -= this.kind[i]!;
+    for (let i = 0; i < this.#size; i++) free -= this.taken[i]!;
     return free;
   }
 
@@ -230,12 +257,16 @@ export class WalkModel {
     into.length = 0;
     const { free } = this;
     if (free >= 1) into.push(ADD);
-    if (this.#chains === 2 && free >= 2) into.push(ADD_TWO);
+    if (this.#chains === 2 && free >= (this.#indirect ? 1 : 2)) {
+      into.push(ADD_TWO);
+    }
     if (this.staged.length > 0) into.push(PUBLISH);
     if (this.unkicked) into.push(NEEDS_KICK);
     into.push(RECLAIM, POP);
     if (this.#interrupts) into.push(ARM_INTERRUPTS, DISARM_INTERRUPTS);
     for (let i = 0; i < this.fetched.length; i++) into.push(PUSH + i);
+    if (this.#unpop && this.fetched.length > 0) into.push(UNPOP);
+    into.push(MISUSE);
     if (this.done.length > 0) into.push(PUBLISH_USED);
     if (this.untold || this.fresh) into.push(NEEDS_INTERRUPT);
     if (this.#kicks) into.push(ARM_KICKS, DISARM_KICKS);
@@ -288,11 +319,13 @@ export class WalkModel {
     this.#setKind(token, kind);
     this.intact[token] = 0;
     this.kept[token] = 0;
+    this.gap[token] = 0;
     this.staged.push(token);
   }
 
   #setKind(token: number, kind: number): void {
     this.kind[token] = kind;
+    this.taken[token] = this.#indirect ? 1 : kind;
     this.written[token] = kind === this.#empty ? 0 : token + kind;
   }
 
@@ -311,18 +344,41 @@ export class WalkModel {
       return;
     }
     this.intact[token] = 1;
-    const slots = this.#packed ? this.kind[token]! : 1;
+    const slots = this.#packed ? this.taken[token]! : 1;
     for (let i = 0; i < slots; i++) this.window.push(token);
+  }
+
+  /** The last of the fetched, where it may be given back; else -1. */
+  get last(): number {
+    const { fetched } = this;
+    const token = fetched.length === 0 ? -1 : fetched[fetched.length - 1]!;
+    return token >= 0 && this.gap[token] === 0 ? token : -1;
+  }
+
+  /** It was given back. */
+  unpopped(): void {
+    const token = this.fetched.pop()!;
+    this.pending.unshift(token);
+    this.deviceAsleep = false;
+    if (this.kept[token] === 1) {
+      this.again++;
+      return;
+    }
+    this.intact[token] = 0;
+    const slots = this.#packed ? this.taken[token]! : 1;
+    for (let i = 0; i < slots; i++) this.window.pop();
   }
 
   /** A fetched buffer was completed. */
   pushed(token: number): void {
-    this.fetched.splice(this.fetched.indexOf(token), 1);
+    const place = this.fetched.indexOf(token);
+    if (this.#unpop && place > 0) this.gap[this.fetched[place - 1]!] = 1;
+    this.fetched.splice(place, 1);
     this.done.push(token);
     this.#forget(token);
     if (!this.#packed) return;
     // Its used descriptor is written where the window begins, and counts for as many.
-    for (let left = this.kind[token]!; left > 0; left--) {
+    for (let left = this.taken[token]!; left > 0; left--) {
       const over = this.window.shift()!;
       if (over >= 0) this.#forget(over);
     }
@@ -339,13 +395,21 @@ export class WalkModel {
   /** The device has published. */
   usedPublished(): void {
     if (!this.fresh) this.untold = true;
-    if (!this.#packed) this.window.splice(0, this.done.length);
+    if (!this.#packed) {
+      // The entries of as many buffers lie behind; they may be those of others.
+      for (let left = this.done.length; left > 0; left--) {
+        const over = this.window.shift()!;
+        if (over >= 0) this.intact[over] = 0;
+      }
+    }
     move(this.done, this.used);
   }
 
   /** A buffer was taken back. */
   reclaimed(): void {
-    this.kind[this.used.shift()!] = 0;
+    const token = this.used.shift()!;
+    this.kind[token] = 0;
+    this.taken[token] = 0;
   }
 
   /** Another device goes on. */
@@ -364,7 +428,9 @@ export class WalkModel {
       this.again = 0;
       this.window.length = 0;
     }
-    this.deviceAsleep = false;
+    this.gap.fill(0);
+    // A restored queue asks for kicks at once.
+    this.deviceAsleep = this.#kicks && pending.length === 0;
     this.fresh = true;
     this.untold = false;
   }
@@ -386,6 +452,11 @@ export class WalkModel {
         `the driver sleeps with ${this.used.length} buffers used and no interrupt is to come`,
       );
     }
+  }
+
+  /** Bytes that `save()` puts. */
+  get bytes(): number {
+    return this.#unpop ? 9 : 8;
   }
 
   /** Puts everything but the tokens. */
@@ -414,6 +485,12 @@ export class WalkModel {
       bits |= (this.kept[token]! | this.intact[token]! << 1) << 2 * i;
     }
     out.put(bits);
+    if (!this.#unpop) return;
+    bits = 0;
+    for (let i = 0; i < this.fetched.length; i++) {
+      bits |= this.gap[this.fetched[i]!]! << i;
+    }
+    out.put(bits);
   }
 
   /**
@@ -422,6 +499,8 @@ export class WalkModel {
    */
   load(from: FormReader, names: Uint8Array): void {
     this.kind.fill(0);
+    this.taken.fill(0);
+    this.gap.fill(0);
     this.intact.fill(0);
     this.kept.fill(0);
     let rank = this.#takeKinds(from, this.used, names, 0);
@@ -444,7 +523,13 @@ export class WalkModel {
       const token = this.inFlightAt(i);
       this.kept[token] = of >>> 2 * i & 1;
       this.intact[token] = of >>> 2 * i + 1 & 1;
-      length += this.#packed ? this.kind[token]! : 1;
+      length += this.#packed ? this.taken[token]! : 1;
+    }
+    if (this.#unpop) {
+      const gaps = from.next();
+      for (let i = 0; i < this.fetched.length; i++) {
+        this.gap[this.fetched[i]!] = gaps >>> i & 1;
+      }
     }
     const { window } = this;
     window.length = 0;
@@ -456,7 +541,7 @@ export class WalkModel {
       }
       while (this.intact[this.inFlightAt(place)] === 0) place++;
       const token = this.inFlightAt(place++);
-      const slots = this.#packed ? this.kind[token]! : 1;
+      const slots = this.#packed ? this.taken[token]! : 1;
       for (let i = 0; i < slots; i++) window.push(token);
     }
   }
@@ -474,7 +559,7 @@ export class WalkModel {
       const kind = 1 + (kinds >>> left & 1);
       this.#setKind(token, kind);
       list.push(token);
-      rank += this.#packed ? 1 : kind;
+      rank += this.#packed ? 1 : this.taken[token]!;
     }
     return rank;
   }

@@ -4,11 +4,18 @@ import type {
   BufferList,
   DeviceQueue,
   DriverQueue,
+  IndirectTables,
   InFlightBuffer,
   QueueConfig,
   QueueState,
 } from "../ring/queue.ts";
 import type { saveQueue } from "../ring/save.ts";
+import type {
+  decodeQueueStateWords,
+  decodeVringBase,
+  encodeQueueStateWords,
+  encodeVringBase,
+} from "../ring/state.ts";
 
 /** Private fields of a split driver that change, by name with `$` for `#`. */
 export type SplitDriverFields = {
@@ -101,7 +108,12 @@ export type PackedDeviceFields = {
   $broken: Error | null;
 };
 
-type Split<T> = new (
+type Driver<T> = new (
+  memory: GuestMemory,
+  config: QueueConfig,
+  options?: { indirect?: IndirectTables },
+) => T;
+type Device<T> = new (
   memory: GuestMemory,
   config: QueueConfig,
   state?: QueueState,
@@ -112,11 +124,17 @@ export type OpenRing = {
   GuestMemory: new (regions: readonly MemoryRegion[]) => GuestMemory;
   Chain: new (memory: GuestMemory) => Chain;
   BufferList: new (capacity?: number) => BufferList;
-  SplitDriver: Split<DriverQueue & SplitDriverFields>;
-  SplitDevice: Split<DeviceQueue & SplitDeviceFields>;
-  PackedDriver: Split<DriverQueue & PackedDriverFields>;
-  PackedDevice: Split<DeviceQueue & PackedDeviceFields>;
+  SplitDriver: Driver<DriverQueue & SplitDriverFields>;
+  SplitDevice: Device<DeviceQueue & SplitDeviceFields>;
+  PackedDriver: Driver<DriverQueue & PackedDriverFields>;
+  PackedDevice: Device<DeviceQueue & PackedDeviceFields>;
+  /** The sources were changed: fields that nobody knows of are no reason not to walk. */
+  edited?: boolean;
   saveQueue: typeof saveQueue;
+  encodeVringBase: typeof encodeVringBase;
+  decodeVringBase: typeof decodeVringBase;
+  encodeQueueStateWords: typeof encodeQueueStateWords;
+  decodeQueueStateWords: typeof decodeQueueStateWords;
 };
 
 /** Fields that stay as the constructor made them, or that only VIRTIO_F_IN_ORDER and indirect tables use. */
@@ -150,20 +168,21 @@ const CHANGING: Readonly<Record<string, string>> = {
 };
 
 /**
- * Checks that a queue has exactly the private fields that the canonical form knows of.
+ * Checks that a queue has the private fields that the canonical form knows of, and no others.
  *
  * A field that nobody told the walk of could make two states look the same that are not.
  *
  * @throws {TypeError} naming the fields that are new or gone.
  */
 export function checkFields(name: string, queue: object): void {
-  const known = new Set(`${FIXED[name]} ${CHANGING[name]}`.split(" "));
+  const fixed = new Set(FIXED[name]!.split(" "));
+  const changing = new Set(CHANGING[name]!.split(" "));
   const found = new Set(
     Object.keys(queue).filter((key) => key.startsWith("$")).map((key) =>
       key.slice(1)
     ),
   );
-  const strange = [...found.symmetricDifference(known)];
+  const strange = [...found.symmetricDifference(changing).difference(fixed)];
   if (strange.length !== 0) {
     throw new TypeError(
       `Cannot walk the states of ${name}: its fields changed: ${strange}`,
@@ -171,6 +190,7 @@ export function checkFields(name: string, queue: object): void {
   }
 }
 
+const SOURCES = new URL("../ring/", import.meta.url);
 let opened: Promise<OpenRing> | undefined;
 
 /**
@@ -179,16 +199,30 @@ let opened: Promise<OpenRing> | undefined;
  * It is the same code otherwise; shipped classes need no door for the walk. The copy is removed again.
  */
 export function openRing(): Promise<OpenRing> {
-  return opened ??= load(new URL("../ring/", import.meta.url));
+  return opened ??= load(SOURCES, (_, text) => text);
 }
 
-async function load(from: URL): Promise<OpenRing> {
+/**
+ * Loads `ring/` with sources that are changed before: `edit` gets a path from the root of the repository and the text,
+ * and returns what takes its place.
+ */
+export async function openEdited(
+  edit: (path: string, text: string) => string,
+): Promise<OpenRing> {
+  return { ...await load(SOURCES, edit), edited: true };
+}
+
+async function load(
+  from: URL,
+  edit: (path: string, text: string) => string,
+): Promise<OpenRing> {
   const dir = await Deno.makeTempDir({ prefix: "ringside-open-" });
   try {
     for await (const { name } of Deno.readDir(from)) {
       if (!name.endsWith(".ts") || name.endsWith("_test.ts")) continue;
       const text = await Deno.readTextFile(new URL(name, from));
-      const open = text.replaceAll(/#(?=[A-Za-z])/g, "$");
+      const open = edit(`ring/${name}`, text)
+        .replaceAll(/#(?=[A-Za-z])/g, "$");
       await Deno.writeTextFile(`${dir}/${name}`, open);
     }
     // Under a name that no import map and no cache of types knows of.

@@ -6,7 +6,8 @@ import type {
   PackedDeviceFields,
   PackedDriverFields,
 } from "./exhaustive_open.ts";
-import { keptBuffer, sameBuffer } from "./exhaustive_split.ts";
+import { keptBuffer, PUSHED, roomOf, sameBuffer } from "./exhaustive_split.ts";
+import type { Tables } from "./exhaustive_tables.ts";
 import { expectIs, Violation } from "./violation.ts";
 
 /** What dead memory holds. */
@@ -18,6 +19,7 @@ const AVAIL_USED = 0x8080;
 const POISON_FLAGS = 0x7f7e;
 const F_NEXT = 1;
 const F_WRITE = 2;
+const F_INDIRECT = 4;
 const F_AVAIL = 0x80;
 const F_USED = 0x8000;
 const EVENT_DESC = 2;
@@ -27,6 +29,14 @@ const NOT_IN_RING = 0xffffffff;
 const PASSED = 0;
 const DUE = 1;
 const AHEAD = 2;
+
+/** Where a form has its two decisions, behind what the model puts. */
+export const DECISIONS_AT = 2;
+
+/** Whether a decision has the event behind what is undecided. */
+export function wasPassed(decision: number): boolean {
+  return (decision & 3) === PASSED;
+}
 
 /**
  * Canonical form of a packed pair, behind that of the model.
@@ -41,8 +51,8 @@ const AHEAD = 2;
  * What is left, for each direction: the event structure's flags with its owner's copy of them, how many
  * descriptors were published since the last decision, which makes no difference above the ring's size, and where
  * the event lies: behind those, among them, or at what will be published next. In a ring of more than one
- * descriptor, an event behind would be met again after two laps without arming, and then cause a needless
- * notification, which the walk does not see.
+ * descriptor, an event that lies behind is put as little behind as can be; in truth it may be met again after two laps
+ * without arming, and then cause a needless notification. Of those the walk does not see all.
  *
  * Dead words are overwritten when a state is made of its form, so that an implementation that reads one all the
  * same is found out: what is no part of the above, as a descriptor that is in flight but whose contents the device has
@@ -56,6 +66,7 @@ export class PackedForm {
   readonly #eventIdx: boolean;
   readonly #chains: number;
   readonly #lists: readonly (readonly BufferList[])[];
+  readonly #tables: Tables | null;
   readonly #kept: InFlightBuffer[][] = [];
   readonly #u16: Uint16Array;
   readonly #u32: Uint32Array;
@@ -65,11 +76,16 @@ export class PackedForm {
   #base = 0;
   #wrap = 1;
 
-  /** @param lists By token: a buffer of one segment and one of two. @param chains Most descriptors of a buffer. */
+  /**
+   * @param lists By token: a buffer of one segment and one of two.
+   * @param tables Indirect tables for those of two, or null.
+   * @param chains Most descriptors that a buffer takes in the ring.
+   */
   constructor(
     memory: GuestMemory,
     config: QueueConfig,
     lists: readonly (readonly BufferList[])[],
+    tables: Tables | null,
     chains: number,
   ) {
     const { size, descriptorArea, driverArea, deviceArea } = config;
@@ -77,9 +93,12 @@ export class PackedForm {
     this.#eventIdx = config.eventIdx === true;
     this.#chains = chains;
     this.#lists = lists;
+    this.#tables = tables;
     for (let token = 0; token < size; token++) {
       this.#kept.push(
-        lists[token]!.map((list, i) => keptBuffer(token, i + 1, list)),
+        lists[token]!.map((list, i) =>
+          keptBuffer(token, tables === null ? i + 1 : 1, list)
+        ),
       );
     }
     const ring = memory.bytes(descriptorArea, size * 16);
@@ -134,7 +153,9 @@ export class PackedForm {
     const deviceUsed = usedAt + model.slots(done);
     const avail = deviceUsed + model.window.length;
     let published = avail + model.slots(pending);
-    for (let i = 0; i < model.again; i++) published -= model.kind[pending[i]!]!;
+    for (let i = 0; i < model.again; i++) {
+      published -= model.taken[pending[i]!]!;
+    }
     const next = published + model.slots(staged);
     const what = "packed distance";
     expectIs(what, "driver's next", driver.$next, this.#slot(next));
@@ -196,21 +217,19 @@ export class PackedForm {
       const behind = (position - (offset - this.#base + lap) + 2 * ends) % ends;
       if (behind === 0) where = AHEAD;
       else if (undecided <= size && behind <= undecided) where = DUE;
-    } else if (event[0] !== 0) {
-      throw new Violation("events", "one was not armed, but has an offset");
     }
     out.put(undecided << 2 | where);
   }
 
   #checkStaged(
-    { staged, done, kind, written }: WalkModel,
+    { staged, done, kind, taken, written }: WalkModel,
     driver: PackedDriverFields,
     device: PackedDeviceFields,
     usedAt: number,
     published: number,
   ): void {
     let slots = 0;
-    for (let i = 0; i < staged.length; i++) slots += kind[staged[i]!]!;
+    for (let i = 0; i < staged.length; i++) slots += taken[staged[i]!]!;
     const what = "staged batch";
     expectIs(what, "driver's", driver.$stagedSlots, slots);
     if (slots > 0) {
@@ -221,7 +240,7 @@ export class PackedForm {
       expectIs(what, "driver's flags", driver.$stagedFlags, flags);
     }
     slots = 0;
-    for (let i = 0; i < done.length; i++) slots += kind[done[i]!]!;
+    for (let i = 0; i < done.length; i++) slots += taken[done[i]!]!;
     expectIs(what, "device's", device.$stagedSlots, slots);
     if (slots > 0) {
       const at = this.#slot(usedAt);
@@ -233,14 +252,15 @@ export class PackedForm {
   }
 
   // Of a descriptor of a buffer, without the two bits.
-  #flags(token: number, slots: number, place: number): number {
-    const list = this.#lists[token]![slots - 1]!;
+  #flags(token: number, kind: number, place: number): number {
+    if (kind === 2 && this.#tables !== null) return F_INDIRECT;
+    const list = this.#lists[token]![kind - 1]!;
     return (place < list.readable ? 0 : F_WRITE) |
-      (place + 1 < slots ? F_NEXT : 0);
+      (place + 1 < kind ? F_NEXT : 0);
   }
 
   #checkRing(model: WalkModel, deviceUsed: number, published: number): void {
-    const { kind, window, pending, staged, again } = model;
+    const { kind, taken, window, pending, staged, again } = model;
     const u16 = this.#u16;
     const what = "ring memory";
     let position = this.#checkUsed(model);
@@ -259,10 +279,10 @@ export class PackedForm {
       const list = which === 0 ? pending : staged;
       for (let i = which === 0 ? again : 0; i < list.length; i++) {
         const token = list[i]!;
-        const slots = kind[token]!;
+        const slots = taken[token]!;
         for (let place = 0; place < slots; place++, position++) {
           const first = which === 1 && position === published;
-          this.#checkDescriptor(position, token, slots, place, first);
+          this.#checkDescriptor(position, token, kind[token]!, place, first);
         }
       }
     }
@@ -272,7 +292,7 @@ export class PackedForm {
     }
   }
 
-  #checkUsed({ used, done, kind, written }: WalkModel): number {
+  #checkUsed({ used, done, taken, written }: WalkModel): number {
     const u16 = this.#u16;
     const what = "ring memory";
     let position = 0;
@@ -302,7 +322,7 @@ export class PackedForm {
           );
         }
         position++;
-        for (let left = kind[token]! - 1; left > 0; left--, position++) {
+        for (let left = taken[token]! - 1; left > 0; left--, position++) {
           const flags = u16[this.#slot(position) * 8 + 7]! & AVAIL_USED;
           expectIs(what, "a passed one", flags, this.#availBits(position));
         }
@@ -322,44 +342,52 @@ export class PackedForm {
   #checkDescriptor(
     position: number,
     token: number,
-    slots: number,
+    kind: number,
     place: number,
     first: boolean,
   ): void {
     const at = this.#slot(position);
     const u16 = this.#u16;
     const u32 = this.#u32;
-    const list = this.#lists[token]![slots - 1]!;
+    const list = this.#lists[token]![kind - 1]!;
     const what = "ring memory";
+    if (kind === 2 && this.#tables !== null) {
+      if (first) this.#checkFree(position);
+      const flags = first
+        ? u32[at * 4 + 3]! >>> 16
+        : this.#availBits(position) | F_INDIRECT;
+      this.#tables.check(token, list, u32, at * 4, (token | flags << 16) >>> 0);
+      return;
+    }
     expectIs(what, "low address", u32[at * 4]!, list.address[place]!);
     expectIs(what, "high address", u32[at * 4 + 1]!, 0);
     expectIs(what, "length", u32[at * 4 + 2]!, list.length[place]!);
-    const id = place + 1 === slots ? token : ~token & 0xffff;
+    const id = place + 1 === kind ? token : ~token & 0xffff;
     expectIs(what, "id", u16[at * 8 + 6]!, id);
     if (first) return this.#checkFree(position);
     expectIs(
       what,
       "flags",
       u16[at * 8 + 7]!,
-      this.#availBits(position) | this.#flags(token, slots, place),
+      this.#availBits(position) | this.#flags(token, kind, place),
     );
   }
 
   #checkDriver(model: WalkModel, driver: PackedDriverFields): void {
-    const { kind, staged } = model;
+    const { kind, taken: slotsOf, staged } = model;
     const what = "ids";
     let taken = 0;
     let free = this.#size;
     let inFlight = 0;
     for (let id = 0; id < this.#size; id++) {
-      const slots = kind[id]!;
+      const slots = slotsOf[id]!;
       expectIs(what, "slots", driver.$slots[id]!, slots);
       if (slots === 0) continue;
       taken |= 1 << id;
       free -= slots;
       inFlight++;
-      const list = this.#lists[id]![slots - 1]!;
-      expectIs(what, "room", driver.$room[id]!, list.length[slots - 1]!);
+      const room = roomOf(this.#lists[id]![kind[id]! - 1]!);
+      expectIs(what, "room", driver.$room[id]!, room);
       if (
         (driver.$batchOf[id] === driver.$batch) !== staged.includes(id)
       ) throw new Violation(what, `${id} is staged, or is not, to one side`);
@@ -380,7 +408,7 @@ export class PackedForm {
     device: PackedDeviceFields,
     deviceUsed: number,
   ): void {
-    const { kind, kept, intact, fetched, window } = model;
+    const { kind, taken, kept, intact, fetched, window } = model;
     const book = device.$book;
     const what = "in flight";
     let rows = 0;
@@ -394,16 +422,11 @@ export class PackedForm {
     let waiting = device.$nextRestored;
     for (let i = 0; i < inFlight; i++) {
       const token = model.inFlightAt(i);
-      const slots = kind[token]!;
-      const list = this.#lists[token]![slots - 1]!;
+      const slots = taken[token]!;
+      const list = this.#lists[token]![kind[token]! - 1]!;
       if (i < fetched.length) {
         expectIs(what, "slots", book[token * 4]!, slots);
-        expectIs(
-          what,
-          "room",
-          book[token * 4 + 2]!,
-          list.length[slots - 1]!,
-        );
+        expectIs(what, "room", book[token * 4 + 2]!, roomOf(list));
         const start = book[token * 4 + 1]!;
         expectIs(
           what,
@@ -414,7 +437,7 @@ export class PackedForm {
       } else if (
         !sameBuffer(
           device.$restored[waiting++],
-          this.#kept[token]![slots - 1]!,
+          this.#kept[token]![kind[token]! - 1]!,
         )
       ) throw new Violation(what, `${token} is restored as another one`);
       if (kept[token] === 1 || intact[token] === 0) {
@@ -422,7 +445,7 @@ export class PackedForm {
         const copy = copies.next();
         if (
           copy.done === true || copy.value[0] !== token ||
-          !sameCopy(copy.value[1], list, slots)
+          !this.#sameCopy(copy.value[1], token, list, slots, kept[token]!)
         ) throw new Violation(what, `${token} was not copied as it was`);
         continue;
       }
@@ -444,14 +467,14 @@ export class PackedForm {
     driver: PackedDriverFields,
     device: PackedDeviceFields,
   ): void {
-    const { used, done, pending, staged, again, kind, written } = model;
+    const { used, done, pending, staged, again, kind, taken, written } = model;
     this.#base = member.base;
     this.#wrap = member.wrap;
     const usedAt = model.slots(used);
     const deviceUsed = usedAt + model.slots(done);
     const avail = deviceUsed + model.window.length;
     let published = avail + model.slots(pending);
-    for (let i = 0; i < again; i++) published -= kind[pending[i]!]!;
+    for (let i = 0; i < again; i++) published -= taken[pending[i]!]!;
     const next = published + model.slots(staged);
     driver.$used = member.base;
     driver.$usedBits = this.#usedBits(0);
@@ -484,9 +507,6 @@ export class PackedForm {
     }
     device.$batch = POISON_16;
     device.$batchBits = POISON_16;
-    device.$restoredAvail = POISON_16;
-    device.$restoredBits = POISON_16;
-    device.$pastRestored = true;
     device.$broken = null;
     const flags = from.next();
     this.#events[1] = flags & 3;
@@ -508,7 +528,7 @@ export class PackedForm {
     event: Uint16Array,
   ): number {
     const decision = from.next();
-    event[0] = 0;
+    event[0] = POISON_16;
     if (!this.#eventIdx) return decision;
     const undecided = decision >>> 2;
     if (event[1] !== EVENT_DESC) return undecided;
@@ -526,9 +546,17 @@ export class PackedForm {
   }
 
   #loadRing(model: WalkModel, bits: number, published: number): void {
-    const { kind, window, pending, staged, again, used, done } = model;
+    const { kind, taken, window, pending, staged, again, used, done } = model;
     const u16 = this.#u16;
     const u32 = this.#u32.fill(POISON_32);
+    this.#tables?.clear();
+    // The device resolves a table when it saves the buffer, wherever its descriptor is.
+    for (let i = 0; this.#tables !== null && i < model.inFlight; i++) {
+      const token = model.inFlightAt(i);
+      if (kind[token] === 2) {
+        this.#tables.loadEntries(token, this.#lists[token]![1]!);
+      }
+    }
     let position = 0;
     for (let which = 0; which < 2; which++) {
       const list = which === 0 ? used : done;
@@ -543,7 +571,7 @@ export class PackedForm {
           : this.#usedBits(position) | (POISON_FLAGS & ~F_WRITE) |
             (bytes === 0 ? 0 : F_WRITE);
         position++;
-        for (let left = kind[token]! - 1; left > 0; left--, position++) {
+        for (let left = taken[token]! - 1; left > 0; left--, position++) {
           u16[this.#slot(position) * 8 + 7] = this.#availBits(position) |
             POISON_FLAGS;
         }
@@ -563,9 +591,9 @@ export class PackedForm {
       const list = which === 0 ? pending : staged;
       for (let i = which === 0 ? again : 0; i < list.length; i++) {
         const token = list[i]!;
-        const slots = kind[token]!;
+        const slots = taken[token]!;
         for (let place = 0; place < slots; place++, position++) {
-          this.#loadDescriptor(position, token, slots, place);
+          this.#loadDescriptor(position, token, kind[token]!, place);
         }
       }
     }
@@ -584,21 +612,26 @@ export class PackedForm {
   #loadDescriptor(
     position: number,
     token: number,
-    slots: number,
+    kind: number,
     place: number,
   ): void {
     const at = this.#slot(position);
-    const list = this.#lists[token]![slots - 1]!;
+    const list = this.#lists[token]![kind - 1]!;
+    if (kind === 2 && this.#tables !== null) {
+      const flags = this.#availBits(position) | F_INDIRECT;
+      this.#tables.load(token, list, this.#u32, at * 4, token | flags << 16);
+      return;
+    }
     this.#u32[at * 4] = list.address[place]!;
     this.#u32[at * 4 + 1] = 0;
     this.#u32[at * 4 + 2] = list.length[place]!;
-    this.#u16[at * 8 + 6] = place + 1 === slots ? token : ~token;
+    this.#u16[at * 8 + 6] = place + 1 === kind ? token : ~token;
     this.#u16[at * 8 + 7] = this.#availBits(position) |
-      this.#flags(token, slots, place);
+      this.#flags(token, kind, place);
   }
 
   #loadDriver(
-    { kind, staged }: WalkModel,
+    { kind, taken, staged }: WalkModel,
     names: Uint8Array,
     driver: PackedDriverFields,
   ): void {
@@ -607,14 +640,14 @@ export class PackedForm {
     driver.$batch = 1;
     driver.$batchOf.fill(0);
     for (let id = 0; id < size; id++) {
-      const slots = kind[id]!;
+      const slots = taken[id]!;
       driver.$slots[id] = slots;
       if (slots === 0) {
         driver.$room[id] = -1;
         continue;
       }
       inFlight++;
-      driver.$room[id] = this.#lists[id]![slots - 1]!.length[slots - 1]!;
+      driver.$room[id] = roomOf(this.#lists[id]![kind[id]! - 1]!);
     }
     for (let i = 0; i < staged.length; i++) driver.$batchOf[staged[i]!] = 1;
     driver.$inFlight = inFlight;
@@ -627,23 +660,34 @@ export class PackedForm {
     device: PackedDeviceFields,
     deviceUsed: number,
   ): void {
-    const { kind, kept, intact, fetched, again, window } = model;
+    const { kind, taken, kept, intact, fetched, again, gap, window } = model;
     const book = device.$book.fill(0);
     const copies = device.$copies;
     if (copies.size > 0) copies.clear();
     const restored: InFlightBuffer[] = [];
     const inFlight = fetched.length + again;
+    // Where the ring stood when the last of the restored ones was fetched; not to be known behind a copied one.
+    let stood = deviceUsed + window.length;
     for (let i = 0; i < inFlight; i++) {
       const token = model.inFlightAt(i);
-      const slots = kind[token]!;
-      const list = this.#lists[token]![slots - 1]!;
+      const list = this.#lists[token]![kind[token]! - 1]!;
       if (i < fetched.length) {
-        book[token * 4] = slots;
-        book[token * 4 + 2] = list.length[slots - 1]!;
+        book[token * 4] = taken[token]!;
+        book[token * 4 + 2] = roomOf(list);
         if (kept[token] === 1) book[token * 4 + 1] = NOT_IN_RING;
-      } else restored.push(this.#kept[token]![slots - 1]!);
+      }
+      if (kept[token] === 1) {
+        restored.push(this.#kept[token]![kind[token]! - 1]!);
+        if (gap[token] === 1) restored.push(PUSHED);
+      } else if (i === 0 || kept[model.inFlightAt(i - 1)] === 1) {
+        const at = window.indexOf(token);
+        stood = at < 0 ? 0 : deviceUsed + at;
+      }
       if (kept[token] === 1 || intact[token] === 0) {
-        copies.set(token, { slots, table: copyOf(list, slots) });
+        copies.set(token, {
+          slots: taken[token]!,
+          table: this.#copyOf(token, list, kept[token]!),
+        });
       } else {
         const start = this.#slot(deviceUsed + window.indexOf(token));
         book[token * 4 + 1] = start;
@@ -653,35 +697,48 @@ export class PackedForm {
     device.$copied = copies.size;
     device.$inFlight = fetched.length;
     device.$restored = restored;
-    device.$nextRestored = 0;
+    device.$nextRestored = restored.length - again;
     device.$restoredLeft = again;
+    device.$restoredAvail = this.#slot(stood);
+    device.$restoredBits = this.#availBits(stood);
+    device.$pastRestored = false;
   }
-}
 
-function copyOf(list: BufferList, slots: number): Uint32Array {
-  const table = new Uint32Array(slots * 4);
-  for (let i = 0; i < slots; i++) {
-    table[i * 4] = list.address[i]!;
-    table[i * 4 + 2] = list.length[i]!;
-    table[i * 4 + 3] = i < list.readable ? 0 : F_WRITE << 16;
+  // As it stood in the ring; one that a state brought has its segments instead of a table.
+  #copyOf(token: number, list: BufferList, kept: number): Uint32Array {
+    const table = new Uint32Array(
+      4 * (kept === 0 && this.#isTable(list) ? 1 : list.count),
+    );
+    if (table.length < list.count * 4) {
+      this.#tables!.load(token, list, table, 0, F_INDIRECT << 16);
+      return table;
+    }
+    for (let i = 0; i < list.count; i++) {
+      table[i * 4] = list.address[i]!;
+      table[i * 4 + 2] = list.length[i]!;
+      table[i * 4 + 3] = i < list.readable ? 0 : F_WRITE << 16;
+    }
+    return table;
   }
-  return table;
-}
 
-function sameCopy(
-  copy: { slots: number; table: Uint32Array },
-  list: BufferList,
-  slots: number,
-): boolean {
-  const { table } = copy;
-  if (copy.slots !== slots || table.length !== slots * 4) return false;
-  for (let i = 0; i < slots; i++) {
-    if (
-      table[i * 4] !== list.address[i] || table[i * 4 + 1] !== 0 ||
-      table[i * 4 + 2] !== list.length[i] ||
-      (table[i * 4 + 3]! >>> 16 & F_WRITE) !==
-        (i < list.readable ? 0 : F_WRITE)
-    ) return false;
+  #isTable(list: BufferList): boolean {
+    return list.count > 1 && this.#tables !== null;
   }
-  return true;
+
+  #sameCopy(
+    copy: { slots: number; table: Uint32Array },
+    token: number,
+    list: BufferList,
+    slots: number,
+    kept: number,
+  ): boolean {
+    const { table } = copy;
+    const expected = this.#copyOf(token, list, kept);
+    if (copy.slots !== slots || table.length !== expected.length) return false;
+    for (let i = 0; i < table.length; i++) {
+      const bits = i % 4 === 3 ? (F_WRITE | F_INDIRECT) << 16 : -1;
+      if (((table[i]! ^ expected[i]!) & bits) !== 0) return false;
+    }
+    return true;
+  }
 }

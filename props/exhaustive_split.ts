@@ -6,6 +6,7 @@ import type {
   SplitDeviceFields,
   SplitDriverFields,
 } from "./exhaustive_open.ts";
+import type { Tables } from "./exhaustive_tables.ts";
 import { expectIs, Violation } from "./violation.ts";
 
 /** What dead memory holds: no address, no length and no index that anything would accept. */
@@ -15,10 +16,18 @@ const FREE = -1;
 const WAITING = -2;
 const F_NEXT = 1;
 const F_WRITE = 2;
+const F_INDIRECT = 4;
 // Where the other side's event lies.
 const PASSED = 0;
 const DUE = 1;
 const AHEAD = 2;
+
+/** A restored buffer that was pushed: nobody looks at it. */
+export const PUSHED: InFlightBuffer = {
+  id: POISON_16,
+  slots: POISON_16,
+  descriptors: [],
+};
 
 /** What a buffer looks like in a saved state. */
 export function keptBuffer(
@@ -85,26 +94,34 @@ export class SplitForm {
   readonly #mask: number;
   readonly #eventIdx: boolean;
   readonly #lists: readonly (readonly BufferList[])[];
+  readonly #tables: Tables | null;
   readonly #kept: InFlightBuffer[][] = [];
   readonly #table: Uint32Array;
   readonly #avail: Uint16Array;
   readonly #used: Uint16Array;
   readonly #usedEntries: Uint32Array;
 
-  /** @param lists By token: a buffer of one segment and one of two. */
+  /**
+   * @param lists By token: a buffer of one segment and one of two.
+   * @param tables Indirect tables for those of two, or null.
+   */
   constructor(
     memory: GuestMemory,
     config: QueueConfig,
     lists: readonly (readonly BufferList[])[],
+    tables: Tables | null,
   ) {
     const { size, descriptorArea, driverArea, deviceArea } = config;
     this.#size = size;
     this.#mask = size - 1;
     this.#eventIdx = config.eventIdx === true;
     this.#lists = lists;
+    this.#tables = tables;
     for (let token = 0; token < size; token++) {
       this.#kept.push(
-        lists[token]!.map((list, i) => keptBuffer(token, i + 1, list)),
+        lists[token]!.map((list, i) =>
+          keptBuffer(token, tables === null ? i + 1 : 1, list)
+        ),
       );
     }
     const words = (address: number, length: number) => {
@@ -288,20 +305,23 @@ export class SplitForm {
   }
 
   #checkBuffers(
-    { kind, staged }: WalkModel,
+    { kind, staged, taken: slotsOf }: WalkModel,
     driver: SplitDriverFields,
   ): void {
     const size = this.#size;
-    const table = this.#table;
+    const words = this.#table;
     const what = "descriptors";
     let taken = 0;
     for (let head = 0; head < size; head++) {
-      const slots = kind[head]!;
+      const slots = slotsOf[head]!;
       if (slots === 0) {
         expectIs("exactly once", "room", driver.$limit[head]!, FREE);
         continue;
       }
-      const list = this.#lists[head]![slots - 1]!;
+      const list = this.#lists[head]![kind[head]! - 1]!;
+      const table = this.#tables === null || list.count === 1
+        ? null
+        : this.#tables;
       let index = head;
       for (let i = 0; i < slots; i++) {
         if (index >= size || (taken >>> index & 1) !== 0) {
@@ -311,16 +331,20 @@ export class SplitForm {
           );
         }
         taken |= 1 << index;
+        if (table !== null) {
+          table.check(head, list, words, index * 4, F_INDIRECT);
+          break;
+        }
         const at = index * 4;
-        expectIs(what, "low address", table[at]!, list.address[i]!);
-        expectIs(what, "high address", table[at + 1]!, 0);
-        expectIs(what, "length", table[at + 2]!, list.length[i]!);
+        expectIs(what, "low address", words[at]!, list.address[i]!);
+        expectIs(what, "high address", words[at + 1]!, 0);
+        expectIs(what, "length", words[at + 2]!, list.length[i]!);
         const more = i + 1 < slots;
-        const link = table[at + 3]! >>> 16;
+        const link = words[at + 3]! >>> 16;
         expectIs(
           what,
           "flags",
-          table[at + 3]! & 0xffff,
+          words[at + 3]! & 0xffff,
           (i < list.readable ? 0 : F_WRITE) | (more ? F_NEXT : 0),
         );
         if (!more) break;
@@ -329,7 +353,7 @@ export class SplitForm {
       }
       expectIs(what, "last one", driver.$tail[head]!, index);
       expectIs(what, "count", driver.$slots[head]!, slots);
-      expectIs(what, "room", driver.$limit[head]!, list.length[slots - 1]!);
+      expectIs(what, "room", driver.$limit[head]!, roomOf(list));
       if (
         (driver.$order[head]! >= driver.$publishedCount) !==
           staged.includes(head)
@@ -359,8 +383,7 @@ export class SplitForm {
     expectIs(what, "not with the device", free, 0);
     for (let i = 0; i < count; i++) {
       const head = model.inFlightAt(i);
-      const slots = kind[head]!;
-      const room = this.#lists[head]![slots - 1]!.length[slots - 1]!;
+      const room = roomOf(this.#lists[head]![kind[head]! - 1]!);
       expectIs(
         what,
         "room",
@@ -381,7 +404,7 @@ export class SplitForm {
       );
       if (
         buffer !== undefined &&
-        !sameBuffer(buffer, this.#kept[head]![slots - 1]!)
+        !sameBuffer(buffer, this.#kept[head]![kind[head]! - 1]!)
       ) throw new Violation(what, `a state has ${JSON.stringify(buffer)}`);
     }
     expectIs(what, "waiting", device.$waiting, model.again);
@@ -474,12 +497,13 @@ export class SplitForm {
   }
 
   #loadBuffers(
-    { kind, used, done, fetched, pending, staged }: WalkModel,
+    { kind, taken, used, done, fetched, pending, staged }: WalkModel,
     names: Uint8Array,
     driver: SplitDriverFields,
   ): void {
     const size = this.#size;
     const table = this.#table.fill(POISON_32);
+    this.#tables?.clear();
     const next = driver.$next.fill(POISON_16);
     driver.$tail.fill(POISON_16);
     driver.$slots.fill(POISON_16);
@@ -493,10 +517,16 @@ export class SplitForm {
       pending.length + staged.length;
     for (let left = count; left > 0; left--) {
       const head = names[rank]!;
-      const slots = kind[head]!;
-      const list = this.#lists[head]![slots - 1]!;
+      const slots = taken[head]!;
+      const list = this.#lists[head]![kind[head]! - 1]!;
       driver.$slots[head] = slots;
-      driver.$limit[head] = list.length[slots - 1]!;
+      driver.$limit[head] = roomOf(list);
+      if (this.#tables !== null && list.count > 1) {
+        rank++;
+        driver.$tail[head] = head;
+        this.#tables.load(head, list, table, head * 4, F_INDIRECT);
+        continue;
+      }
       for (let i = 0; i < slots; i++) {
         const index = names[rank++]!;
         const at = index * 4;
@@ -519,25 +549,34 @@ export class SplitForm {
   }
 
   #loadInFlight(model: WalkModel, device: SplitDeviceFields): void {
-    const { kind, kept, again } = model;
+    const { kind, kept, again, gap } = model;
     device.$limit.fill(FREE);
     device.$order.fill(0);
     const restored: InFlightBuffer[] = [];
     const count = model.inFlight;
     const fetched = count - again;
+    let number = 0;
     for (let i = 0; i < count; i++) {
       const head = model.inFlightAt(i);
-      const slots = kind[head]!;
-      const list = this.#lists[head]![slots - 1]!;
-      device.$limit[head] = i < fetched ? list.length[slots - 1]! : WAITING;
-      device.$order[head] = i;
-      if (kept[head] === 1) restored.push(this.#kept[head]![slots - 1]!);
+      const list = this.#lists[head]![kind[head]! - 1]!;
+      device.$limit[head] = i < fetched ? roomOf(list) : WAITING;
+      device.$order[head] = number++;
+      if (kept[head] === 1) {
+        restored.push(this.#kept[head]![kind[head]! - 1]!);
+        if (gap[head] === 1) restored.push(PUSHED);
+      }
+      if (gap[head] === 1) number++;
     }
     device.$restored = restored;
-    device.$fetched = count;
+    device.$fetched = number;
     device.$waiting = again;
     device.$restoredNext = restored.length - again;
   }
+}
+
+/** Bytes that a device may write to a buffer, which are all in its last segment. */
+export function roomOf(list: BufferList): number {
+  return list.length[list.count - 1]!;
 }
 
 // How far an event lies behind what is published; one that is due or passed is drawn.

@@ -94,10 +94,12 @@ export const VSOCK_PROPERTIES: readonly NamedProperty[] = [
   streams("progress", "traffic", ["progress"]),
   streams("late-packets", "resets", ["rst-rules", "credit"]),
   packets("credit", "credit", ["credit", "progress", "bytes-in-order"]),
-  packets("rst-rules", "packets", ["rst-rules", "packets"]),
+  packets("rst-rules", "packets", ["rst-rules", "packets", "misuse"]),
   packets("memory-bounded", "floods", [
     "memory-bounded",
     "every-connection-ends",
+    "misuse",
+    "snapshot",
   ]),
   messages("seqpacket-messages", [
     "seqpacket-messages",

@@ -300,6 +300,25 @@ export class WireModel {
     this.#lingering.delete(connection);
   }
 
+  /** Its owner ends every connection by RST. */
+  endsAll(): void {
+    for (const connection of this.connections) this.#resetByDevice(connection);
+  }
+
+  /** A host program does not wait for the guest's answer any more, or is lost. */
+  withdraws(connection: WireConnection): void {
+    this.#resetByDevice(connection);
+  }
+
+  /** The guest has reset a connection before its answer could be sent. */
+  withdrawn({ guestPort, hostPort }: WireConnection): void {
+    const { guestCid } = this.#setup;
+    const to = `from ${HOST_CID}:${hostPort} to ${guestCid}:${guestPort}`;
+    this.#due = this.#due.filter((one) =>
+      !(one.startsWith("RESPONSE") && one.endsWith(to))
+    );
+  }
+
   /** The device has lost all connections, and the guest knows. */
   resets(): void {
     for (const connection of this.connections) this.#end(connection, true);
@@ -308,17 +327,20 @@ export class WireModel {
   /** What is due by `now`. */
   timePasses(now: number): void {
     for (const connection of this.connections) {
-      if (connection.deadline > now) continue;
-      const { guestPort, hostPort } = connection;
-      this.#dueOf(RST, {
-        srcCid: this.#setup.guestCid,
-        dstCid: HOST_CID,
-        srcPort: guestPort,
-        dstPort: hostPort,
-        type: STREAM,
-      });
-      this.#end(connection, true);
+      if (connection.deadline <= now) this.#resetByDevice(connection);
     }
+  }
+
+  #resetByDevice(connection: WireConnection): void {
+    const { guestPort, hostPort } = connection;
+    this.#dueOf(RST, {
+      srcCid: this.#setup.guestCid,
+      dstCid: HOST_CID,
+      srcPort: guestPort,
+      dstPort: hostPort,
+      type: STREAM,
+    });
+    this.#end(connection, true);
   }
 
   // -- What the device sends --

@@ -27,6 +27,7 @@ import {
 import type { QueueRun } from "./queue_steps.ts";
 import { newRun, type ScriptWorld } from "./script_property.ts";
 import { expectSame, Violation } from "./violation.ts";
+import { misuse, MISUSES, refused } from "./vsock_misuse.ts";
 import { VsockRig, type VsockSetup } from "./vsock_rig.ts";
 import { STREAM_SETUPS } from "./vsock_stream_world.ts";
 import {
@@ -62,7 +63,13 @@ export type WireStep =
   | { do: "hostCloseWrite" | "hostClose"; pick: number }
   | { do: "flood"; packets: number }
   | { do: "time"; ms: number }
-  | { do: "restore" | "migrate" | "transportReset" };
+  /** A host program that connects and gives up once it has asked. */
+  | { do: "hostWithdraw" }
+  /** The device's owner ends all connections. */
+  | { do: "resetConnections" }
+  | { do: "misuse"; which: number }
+  | { do: "spoiledSnapshot"; seed: number }
+  | { do: "restore" | "migrate" | "migrateAll" | "transportReset" };
 
 const GUEST_CID = 3;
 const LISTENING_PORT = 1234;
@@ -75,6 +82,8 @@ const STRAY_PORT = 0x1000_0000;
 /** Answers to packets of no connection that a device may hold. */
 const MAX_ANSWERS = 256;
 const MAX_ROUNDS = 5000;
+/** Connections that come and go in a flood. */
+const MANY_REQUESTS = 150;
 /** Longer than a device waits for anything. */
 const LONG_MS = 20_000;
 
@@ -85,7 +94,7 @@ export class WireWorld implements ScriptWorld<WireStep> {
   readonly #setup: VsockSetup;
   readonly #rig: VsockRig;
   readonly #model: WireModel;
-  readonly #listeners: LoopbackListener[];
+  #listeners: LoopbackListener[];
   readonly #programs: Map<LoopbackConn, WireConnection> = new Map();
   #strays = 0;
   #connects = 0;
@@ -98,9 +107,7 @@ export class WireWorld implements ScriptWorld<WireStep> {
     const rig = new VsockRig(setup);
     this.#rig = rig;
     rig.slow.heldPort = HELD_PORT;
-    this.#listeners = [LISTENING_PORT, HELD_PORT].map((port) =>
-      rig.host.listen(port)
-    );
+    this.#listeners = this.#listen();
     rig.guest.driver.claimPort();
     this.#model = new WireModel({
       guestCid: GUEST_CID,
@@ -243,12 +250,67 @@ export class WireWorld implements ScriptWorld<WireStep> {
         if (step.do === "restore") rig.guest.saveResetRestore();
         else rig.migrate();
         return "";
+      case "migrateAll":
+        this.#migrateAll();
+        return "";
+      case "spoiledSnapshot":
+        return rig.offerSpoiled(step.seed);
+      case "misuse":
+        return misuse(rig, step.which);
+      case "resetConnections":
+        model.endsAll();
+        rig.device.resetConnections();
+        rig.guest.wake();
+        return "";
+      case "hostWithdraw":
+        return this.#withdraw();
       case "transportReset":
         rig.device.transportReset();
         model.resets();
         this.#events++;
         return "";
     }
+  }
+
+  #migrateAll(): void {
+    const rig = this.#rig;
+    const ends = rig.migrate(true);
+    this.#listeners = this.#listen();
+    for (const [before, after] of ends as [LoopbackConn, LoopbackConn][]) {
+      const connection = this.#programs.get(before);
+      this.#programs.delete(before);
+      if (connection !== undefined) this.#programs.set(after, connection);
+    }
+    // Of a program that waits for the guest's answer nothing is saved.
+    for (const connection of this.#model.connections) {
+      if (connection.state !== "offered") continue;
+      this.#connects--;
+      this.#model.withdraws(connection);
+    }
+  }
+
+  #listen(): LoopbackListener[] {
+    const { host } = this.#rig;
+    return [LISTENING_PORT, HELD_PORT].map((port) => host.listen(port));
+  }
+
+  #withdraw(): string {
+    const rig = this.#rig;
+    const model = this.#model;
+    if (!model.hostConnects(SERVER_PORT)) return "too many";
+    const pending = rig.device.connect(SERVER_PORT, {
+      accepted: () => {
+        throw new Violation("packets", "nobody has accepted");
+      },
+      refused: () => {},
+    });
+    rig.guest.wake();
+    this.#rest();
+    model.withdraws(model.find(SERVER_PORT, pending.hostPort)!);
+    pending.cancel();
+    pending.cancel();
+    rig.guest.wake();
+    return `from port ${pending.hostPort}`;
   }
 
   /** Host programs read everything, the guest takes everything, and both end. */
@@ -368,6 +430,24 @@ export class WireWorld implements ScriptWorld<WireStep> {
       this.#strays++;
     }
     guest.run();
+    // Connections that come and go, with no buffer for an answer.
+    const starved = driver.postedBuffers === 0;
+    for (let i = 0; starved && i < MANY_REQUESTS; i++) {
+      const ports = {
+        srcPort: STRAY_PORT + this.#strays++,
+        dstPort: LISTENING_PORT,
+      };
+      if (this.#model.count >= this.#setup.maxConnections) break;
+      if (!this.#send({ ...ports, op: OP_REQUEST })) break;
+      const made = this.#model.find(ports.srcPort, ports.dstPort)!;
+      if (!this.#send({ ...ports, op: OP_RST })) {
+        guest.run();
+        if (!this.#send({ ...ports, op: OP_RST })) break;
+      }
+      this.#model.withdrawn(made);
+      guest.run();
+    }
+    guest.run();
     const waiting = device.save().strays.length;
     if (waiting > MAX_ANSWERS) {
       throw new Violation("memory-bounded", `${waiting} answers wait`);
@@ -421,6 +501,10 @@ export class WireWorld implements ScriptWorld<WireStep> {
   #hostClose(program: LoopbackConn, connection: WireConnection): void {
     this.#model.hostCloses(connection);
     program.close();
+    program.close();
+    program.closeWrite();
+    refused(TypeError, () => program.tryRead(new Uint8Array(1)));
+    refused(TypeError, () => program.tryWrite(new Uint8Array(1)));
     this.#programs.delete(program);
   }
 
@@ -523,7 +607,7 @@ export function wireSteps(theme: WireTheme): fc.Arbitrary<WireStep>[] {
   });
   const stray = of("stray", {
     op: fc.oneof(fc.nat(9), fc.constantFrom(OP_RST, OP_REQUEST)),
-    type: fc.constantFrom(1, 1, 1, 0, 7, 0xffff),
+    type: fc.constantFrom(1, 1, 1, 0, 2, 7, 0xffff),
     from: fc.constantFrom(0, 0, 0, 1, 4),
     to: fc.constantFrom(0, 0, 0, 1, 5),
   });
@@ -547,12 +631,22 @@ export function wireSteps(theme: WireTheme): fc.Arbitrary<WireStep>[] {
   const hostRead = of("hostRead", { pick, bytes });
   const themed = {
     credit: [data, data, credit, credit, credit, hostSend, hostSend, hostRead],
-    packets: [packet, packet, stray, stray, shutdown, request],
+    packets: [
+      packet,
+      packet,
+      stray,
+      stray,
+      shutdown,
+      request,
+      of("resetConnections"),
+    ],
     floods: [
       of("flood", { packets: fc.constantFrom(3, 40, 300) }),
       request,
       data,
       shutdown,
+      of("misuse", { which: fc.nat(MISUSES - 1) }),
+      of("spoiledSnapshot", { seed: fc.nat(0x7fff_ffff) }),
     ],
   }[theme];
   return [
@@ -576,7 +670,9 @@ export function wireSteps(theme: WireTheme): fc.Arbitrary<WireStep>[] {
     of("time", { ms: fc.constantFrom(5, 30, 1500, 5000, 9000) }),
     of("restore"),
     of("migrate"),
+    of("migrateAll"),
     of("transportReset"),
+    of("hostWithdraw"),
     ...themed,
   ];
 }

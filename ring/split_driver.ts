@@ -121,9 +121,9 @@ export class SplitDriver implements DriverQueue {
     this.#eventIdx = config.eventIdx === true;
     this.#inOrder = config.inOrder === true;
     this.#heads = new Uint16Array(this.#inOrder ? size : 0);
-    this.#table = views.table.fill(0);
-    this.#availRing = views.avail.fill(0);
-    this.#usedRing = views.used.fill(0);
+    this.#table = views.table;
+    this.#availRing = views.avail;
+    this.#usedRing = views.used;
     this.#usedEntries = views.usedRing;
     this.#free = size;
     this.#next = new Uint16Array(size);
@@ -140,6 +140,10 @@ export class SplitDriver implements DriverQueue {
       : tablesOf(memory, config, indirect);
     this.#tablesAddress = indirect === undefined ? 0 : indirect.address;
     this.#tableEntries = indirect === undefined ? 0 : indirect.entries;
+    // Nothing is refused any more.
+    views.table.fill(0);
+    views.avail.fill(0);
+    views.used.fill(0);
   }
 
   /** Buffers that were added and not reclaimed. */

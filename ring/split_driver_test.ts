@@ -117,6 +117,8 @@ Deno.test("new SplitDriver() refuses a bad size, bad areas and bad indirect tabl
     () => new Device(8).driver({ address: TABLES, entries: 2 }),
     TypeError,
   );
+  const bytes = new Uint8Array(device.view.buffer);
+  assert(bytes.every((byte) => byte === 0xa5), "memory is left alone");
 });
 
 Deno.test("SplitDriver.add() writes a chain, publish() shows it", () => {

@@ -7,7 +7,10 @@
 import { FACILITY_PROPERTY } from "./facility_properties.ts";
 import { HOSTILE_CHAIN_PROPERTY } from "./hostile_chain_properties.ts";
 import { HOSTILE_PROPERTIES } from "./hostile_properties.ts";
+import { HOSTILE_DEVICE_PROPERTY } from "./hostile_device_properties.ts";
+import { HOSTILE_STATE_PROPERTY } from "./hostile_state_properties.ts";
 import { INFLIGHT_PROPERTIES } from "./inflight_properties.ts";
+import { MISUSE_PROPERTY } from "./misuse_properties.ts";
 import {
   INVARIANT_PROPERTIES,
   LARGE_QUEUE_PROPERTY,
@@ -26,6 +29,9 @@ export const PROPERTIES: readonly NamedProperty[] = [
   ...INFLIGHT_PROPERTIES,
   LARGE_QUEUE_PROPERTY,
   HOSTILE_CHAIN_PROPERTY,
+  HOSTILE_DEVICE_PROPERTY,
+  HOSTILE_STATE_PROPERTY,
+  MISUSE_PROPERTY,
   FACILITY_PROPERTY,
   ...HOSTILE_PROPERTIES,
   ...VSOCK_PROPERTIES,

@@ -5,6 +5,10 @@
  */
 
 import {
+  decodeNotificationData,
+  encodeNotificationData,
+} from "../ring/notify.ts";
+import {
   add,
   complete,
   completeBatch,
@@ -231,15 +235,17 @@ function needsKick(model: QueueModel, { rig }: QueueWorld): string {
   const data = driver.notificationData(5);
   const word = positionWord(model, model.published);
   expectSame("positions", "notificationData()", data, word * 65536 + 5);
+  const told = decodeNotificationData(data);
+  expectSame("codec", "notificationData()", encodeNotificationData(told), data);
   if (!answer) return "false";
   if (model.running) model.deviceAsleep = false;
   if (host !== null) {
     const before = model.running ? null : rig.copyMemory();
-    const told = host.notify((queue) => driver.notificationData(queue));
+    const heard = host.notify((queue) => driver.notificationData(queue));
     if (before !== null) {
       rig.expectMemory("suspend", "a kick of a suspended device", before);
-      expectSame("suspend", "kicks that reach it", told, 0);
-    } else expectSame("progress", "kicks that reach the device", told, 1);
+      expectSame("suspend", "kicks that reach it", heard, 0);
+    } else expectSame("progress", "kicks that reach the device", heard, 1);
   }
   return "true";
 }

@@ -14,6 +14,7 @@ import {
   type RunningDevice,
   startDevice,
 } from "./device.ts";
+import type { GuestOptions } from "./device_host.ts";
 import { VERSION } from "./version.ts";
 import { LOG_LEVELS } from "./worker_messages.ts";
 
@@ -23,11 +24,14 @@ export const EXIT_USAGE = 2;
 const USAGE = `ringside-device ${VERSION}: a virtio-vsock device in user space
 
 Usage: deno task device --socket PATH --uds-path PATH [options]
+       deno task device --vm guest-cid=N,socket=PATH,uds-path=PATH --vm ... [options]
 
   --socket PATH        socket that the vhost-user front-end connects to (QEMU, user-mode-linux)
   --uds-path PATH      socket for host programs: they send "CONNECT <guest port>"; a guest's
                        connection to host port P goes to the program that listens at PATH_P
   --guest-cid N        context identifier of the guest, 3 to 4294967294 [default: ${DEFAULT_GUEST_CID}]
+  --vm KEY=VALUE,...   a guest, by guest-cid, socket and uds-path, in place of these three options;
+                       may be repeated: the guests of one process can connect to each other by CID
   --ring FORMAT        auto, split or packed [default: auto]
   --seqpacket on|off   offer seqpacket sockets beside streams [default: on]; host programs connect
                        by a SOCK_SEQPACKET socket to PATH.seqpacket, or listen by one at PATH_P
@@ -58,6 +62,7 @@ const FLAGS: ReadonlySet<string> = new Set([
   "--socket",
   "--uds-path",
   "--guest-cid",
+  "--vm",
   "--ring",
   "--seqpacket",
   "--log-level",
@@ -90,7 +95,7 @@ export function parseArguments(args: readonly string[]): Invocation {
       throw new UsageError(`${flag} needs a value`);
     }
     const list = values.get(flag) ?? [];
-    if (list.length > 0 && !flag.startsWith("--allow-")) {
+    if (list.length > 0 && !flag.startsWith("--allow-") && flag !== "--vm") {
       throw new UsageError(`${flag} is given twice`);
     }
     values.set(flag, [...list, value]);
@@ -111,17 +116,26 @@ export function parseArguments(args: readonly string[]): Invocation {
       ports: list.map((text) => wholeNumber(flag, text, 0, 0xffff_fffe)),
     };
   };
+  const oneGuest = (): GuestOptions => ({
+    socketPath: required("--socket"),
+    udsPath: required("--uds-path"),
+    guestCid: guestCid(
+      "--guest-cid",
+      one("--guest-cid") ?? String(DEFAULT_GUEST_CID),
+    ),
+  });
+  const vms = (values.get("--vm") ?? []).map(parseVm);
+  for (const flag of ["--socket", "--uds-path", "--guest-cid"]) {
+    if (vms.length > 0 && values.has(flag)) {
+      throw new UsageError(`${flag} does not go with --vm, which says it too`);
+    }
+  }
+  const [guest = oneGuest(), ...moreGuests] = vms;
   return {
     kind: "run",
     options: {
-      socketPath: required("--socket"),
-      udsPath: required("--uds-path"),
-      guestCid: wholeNumber(
-        "--guest-cid",
-        one("--guest-cid") ?? String(DEFAULT_GUEST_CID),
-        3,
-        0xffff_fffe,
-      ),
+      ...guest,
+      ...moreGuests.length > 0 ? { moreGuests } : {},
       ring: choice<RingChoice>("--ring", one("--ring") ?? "auto", [
         "auto",
         "split",
@@ -139,6 +153,38 @@ export function parseArguments(args: readonly string[]): Invocation {
       allowedGuestPorts: ports("--allow-guest-port").ports,
     },
   };
+}
+
+/** Reads the value of `--vm`: a list of keys and values, in any order. */
+function parseVm(text: string): GuestOptions {
+  const values = new Map<string, string>();
+  for (const pair of text.split(",")) {
+    const at = pair.indexOf("=");
+    const key = pair.slice(0, Math.max(at, 0));
+    if (!["guest-cid", "socket", "uds-path"].includes(key)) {
+      throw new UsageError(
+        `--vm ${text}: ${
+          JSON.stringify(pair)
+        } is none of guest-cid=N, socket=PATH, uds-path=PATH`,
+      );
+    }
+    if (values.has(key)) throw new UsageError(`--vm ${text}: ${key} twice`);
+    values.set(key, pair.slice(at + 1));
+  }
+  const need = (key: string): string => {
+    const value = values.get(key);
+    if (!value) throw new UsageError(`--vm ${text}: ${key} is missing`);
+    return value;
+  };
+  return {
+    socketPath: need("socket"),
+    udsPath: need("uds-path"),
+    guestCid: guestCid(`--vm ${text}: guest-cid`, need("guest-cid")),
+  };
+}
+
+function guestCid(what: string, text: string): number {
+  return wholeNumber(what, text, 3, 0xffff_fffe);
 }
 
 function wholeNumber(
@@ -215,9 +261,11 @@ async function run(options: DeviceOptions): Promise<number> {
     });
     if (signalledAt >= 0) await device.stop();
     else {
-      console.log(
-        `listening on ${options.socketPath} for a front-end (guest CID ${options.guestCid}), on ${options.udsPath} for host programs`,
-      );
+      for (const guest of [options, ...options.moreGuests ?? []]) {
+        console.log(
+          `listening on ${guest.socketPath} for a front-end (guest CID ${guest.guestCid}), on ${guest.udsPath} for host programs`,
+        );
+      }
     }
     await device.closed;
     return 0;

@@ -117,6 +117,21 @@ Deno.test("parseArguments() takes every option in both forms", () => {
   }
 });
 
+Deno.test("parseArguments() takes several guests", () => {
+  const { kind, ...rest } = parseArguments([
+    "--vm",
+    "guest-cid=3,socket=/a/s,uds-path=/a/u=1",
+    "--vm=uds-path=b,guest-cid=0x4,socket=c",
+  ]);
+  assertEquals(kind, "run");
+  assert("options" in rest);
+  const { socketPath, udsPath, guestCid, moreGuests } = rest.options;
+  assertEquals([socketPath, udsPath, guestCid], ["/a/s", "/a/u=1", 3]);
+  assertEquals(moreGuests, [
+    { socketPath: "c", udsPath: "b", guestCid: 4 },
+  ]);
+});
+
 Deno.test("parseArguments() names the mistake", () => {
   const good = ["--socket", "a", "--uds-path", "b"];
   const bad: [string[], string][] = [
@@ -134,6 +149,13 @@ Deno.test("parseArguments() names the mistake", () => {
     [[...good, "--guest-cid", "3.5"], "--guest-cid 3.5:"],
     [[...good, "--guest-cid", "three"], "--guest-cid three:"],
     [[...good, "--guest-cid", " 3"], "--guest-cid  3:"],
+    [["--vm", "guest-cid=3,socket=a"], "uds-path is missing"],
+    [["--vm", "guest-cid=3,socket=,uds-path=b"], "socket is missing"],
+    [["--vm", "guest-cid=2,socket=a,uds-path=b"], "guest-cid 2: not a number"],
+    [["--vm", "cid=3,socket=a,uds-path=b"], '"cid=3" is none of'],
+    [["--vm", "guest-cid"], '"guest-cid" is none of'],
+    [["--vm", "socket=a,socket=b"], "socket twice"],
+    [[...good, "--vm", "guest-cid=3,socket=a,uds-path=b"], "does not go with"],
     [[...good, "--ring", "round"], "--ring round: not one of auto"],
     [[...good, "--seqpacket", "1"], "--seqpacket 1: not one of on"],
     [[...good, "--log-level", "all"], "--log-level all: not one of"],

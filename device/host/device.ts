@@ -1,6 +1,7 @@
 import type { Log, LogLevel } from "../diagnostics.ts";
 import type { RingChoice } from "../virtio_device.ts";
 import { isGuestCid } from "../vsock/virtio_vsock.ts";
+import type { GuestOptions } from "./device_host.ts";
 import { check } from "./errno.ts";
 import { fixedBytes, openLibc } from "./ffi.ts";
 import { MAX_SOCKET_PATH_BYTES, socketPathBytes } from "./socket.ts";
@@ -30,6 +31,11 @@ export type DeviceOptions = {
   udsPath: string;
   /** The guest's CID, 3 to 0xfffffffe. {@link DEFAULT_GUEST_CID} unless told. */
   guestCid?: number;
+  /**
+   * Further guests, which the same Worker serves. All of them can connect to each other by CID; a guest
+   * alone reaches none.
+   */
+  moreGuests?: readonly GuestOptions[];
   /** Ring formats that are offered. `"auto"`, both, unless told. */
   ring?: RingChoice;
   /**
@@ -164,6 +170,7 @@ export async function startDevice(
       socketPath: options.socketPath,
       udsPath: options.udsPath,
       guestCid: options.guestCid ?? DEFAULT_GUEST_CID,
+      moreGuests: options.moreGuests,
       ring: options.ring ?? "auto",
       seqpackets: options.seqpackets ?? true,
       allowedHostPorts: options.allowedHostPorts,
@@ -202,26 +209,30 @@ function startError(kind: string, text: string): Error {
 
 /** Checks what can be checked without the system. */
 function checkOptions(options: DeviceOptions): void {
-  const { socketPath, udsPath, guestCid, ring, logLevel } = options;
-  for (const [name, path] of Object.entries({ socketPath, udsPath })) {
-    const bytes = socketPathBytes(path);
-    if (bytes < 1 || bytes > MAX_SOCKET_PATH_BYTES || path.includes("\0")) {
+  const { ring, logLevel } = options;
+  const paths = new Set<string>();
+  const cids = new Set<number>();
+  for (const guest of [options, ...options.moreGuests ?? []]) {
+    const { socketPath, udsPath, guestCid = DEFAULT_GUEST_CID } = guest;
+    for (const [name, path] of Object.entries({ socketPath, udsPath })) {
+      checkPath(name, path);
+      const whole = absolute(path);
+      if (paths.has(whole)) {
+        throw new TypeError(
+          `Cannot use ${path} for two sockets: the paths are the same`,
+        );
+      }
+      paths.add(whole);
+    }
+    if (!isGuestCid(guestCid)) {
       throw new RangeError(
-        `Cannot use ${
-          JSON.stringify(path)
-        } as ${name}: a Unix socket's path has 1 to ${MAX_SOCKET_PATH_BYTES} bytes, this one ${bytes}`,
+        `Cannot use ${guestCid} as guestCid: a guest's CID is 3 to 4294967294`,
       );
     }
-  }
-  if (absolute(socketPath) === absolute(udsPath)) {
-    throw new TypeError(
-      `Cannot use ${socketPath} for both sockets: the paths are the same`,
-    );
-  }
-  if (guestCid !== undefined && !isGuestCid(guestCid)) {
-    throw new RangeError(
-      `Cannot use ${guestCid} as guestCid: a guest's CID is 3 to 4294967294`,
-    );
+    if (cids.has(guestCid)) {
+      throw new TypeError(`Cannot use ${guestCid} as guestCid of two guests`);
+    }
+    cids.add(guestCid);
   }
   if (ring !== undefined && !["auto", "split", "packed"].includes(ring)) {
     throw new RangeError(
@@ -244,6 +255,17 @@ function checkOptions(options: DeviceOptions): void {
         `Cannot allow port ${port}: a port is 0 to 4294967294`,
       );
     }
+  }
+}
+
+function checkPath(name: string, path: string): void {
+  const bytes = socketPathBytes(path);
+  if (bytes < 1 || bytes > MAX_SOCKET_PATH_BYTES || path.includes("\0")) {
+    throw new RangeError(
+      `Cannot use ${
+        JSON.stringify(path)
+      } as ${name}: a Unix socket's path has 1 to ${MAX_SOCKET_PATH_BYTES} bytes, this one ${bytes}`,
+    );
   }
 }
 

@@ -164,6 +164,93 @@ for (const ring of ["split", "packed"] as const) {
   });
 }
 
+Deno.test("startDevice() joins several guests, a split and a packed one, and keeps each one's host programs apart", async () => {
+  await inTempDir(async ({ dir, socketPath, udsPath }) => {
+    const other = {
+      socketPath: `${dir}/other.sock`,
+      udsPath: `${dir}/other`,
+      guestCid: 43,
+    };
+    const device = await startDevice({
+      socketPath,
+      udsPath,
+      guestCid: 42,
+      moreGuests: [other],
+    });
+    const a = new VhostUserFrontEnd({ socketPath, ring: "split" });
+    const b = new VhostUserFrontEnd({
+      socketPath: other.socketPath,
+      ring: "packed",
+    });
+    assertEquals([a.driver.guestCid, b.driver.guestCid], [42, 43]);
+    const both = async (condition: () => boolean): Promise<void> => {
+      const end = performance.now() + 30_000;
+      while (!condition()) {
+        assert(performance.now() < end, "it stands still");
+        for (const frontEnd of [a, b]) frontEnd.wait(1);
+        // For the host programs of this thread.
+        await new Promise((resolve) => setTimeout(resolve, 0));
+      }
+    };
+    const listener = b.driver.listen(7);
+    const one = a.driver.connect(7, { cid: 43 });
+    let accepted: GuestConnection | null = null;
+    await both(() => {
+      accepted ??= listener.accept();
+      return accepted !== null && one.state === "connected";
+    });
+    const end: GuestConnection = accepted!;
+    assertEquals(end.peerCid, 42);
+    const bytes = pattern(2 << 20);
+    const got = [new Uint8Array(bytes.length), new Uint8Array(bytes.length)];
+    const sent = [0, 0];
+    const received = [0, 0];
+    await both(() => {
+      for (const [i, connection] of [one, end].entries()) {
+        sent[i]! += connection.send(bytes.subarray(sent[i]));
+        received[i]! += connection.read(got[i]!.subarray(received[i]));
+      }
+      return received.every((count) => count === bytes.length);
+    });
+    assertEquals(got, [bytes, bytes]);
+
+    // Host programs meet the guest whose path they use.
+    const echo = echoServer(other.udsPath, 9);
+    const wrong = a.driver.connect(9);
+    const right = b.driver.connect(9);
+    await both(() => wrong.state === "closed" && right.state === "connected");
+    assertEquals(wrong.closeReason, "refused");
+    assertEquals((await device.metrics()).front_end_connected, 2);
+
+    // A guest that is gone resets what it had with the other.
+    b.close();
+    await a.until(() => one.state === "closed", 20_000);
+    assertEquals(one.closeReason, "reset");
+    const gone = a.driver.connect(7, { cid: 43 });
+    await a.until(() => gone.state === "closed", 20_000);
+    a.close();
+    await echo.close();
+    await device.stop();
+  });
+});
+
+Deno.test("startDevice() refuses guests that share a CID or a path", async () => {
+  await inTempDir(async ({ dir, socketPath, udsPath }) => {
+    const guest = { socketPath, udsPath, guestCid: 5 };
+    const more = { socketPath: `${dir}/b`, udsPath: `${dir}/c`, guestCid: 6 };
+    const refused = async (other: typeof more, text: string): Promise<void> => {
+      const start = startDevice({ ...guest, moreGuests: [other] });
+      await assertRejects(() => start, TypeError, text);
+    };
+    await refused({ ...more, guestCid: 5 }, "of two guests");
+    await refused({ ...more, socketPath: udsPath }, "two sockets");
+    await refused({ ...more, udsPath: more.socketPath }, "two sockets");
+    // What is in use is found by the Worker, and nothing is left behind.
+    await Deno.writeTextFile(`${dir}/keep`, "");
+    await refused({ ...more, udsPath: `${dir}/keep` }, "no socket");
+  });
+});
+
 Deno.test("startDevice() listens with sockets of its own user, and stop() removes them", async () => {
   await inTempDir(async ({ socketPath, udsPath }) => {
     const device = await startDevice({ socketPath, udsPath });

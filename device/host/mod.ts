@@ -11,6 +11,7 @@ export {
   type RunningDevice,
   startDevice,
 } from "./device.ts";
+export type { GuestOptions } from "./device_host.ts";
 export { VERSION } from "./version.ts";
 export type { Log, LogLevel } from "../diagnostics.ts";
 export type { RingChoice } from "../virtio_device.ts";

@@ -108,7 +108,11 @@ async function join(guest: LoopbackConn, host: Deno.Conn): Promise<void> {
       })(),
     ]);
   } finally {
-    host.close();
+    try {
+      host.close();
+    } catch {
+      // A write that failed has closed it.
+    }
   }
 }
 
@@ -187,7 +191,9 @@ function firstLine(args: LinuxArgs): string {
   }
   if (command !== "") return `stty raw; ${command} </dev/null`;
   const { columns, rows } = Deno.consoleSize();
-  return `stty echo columns ${columns} rows ${rows}; cd; setsid cttyhack sh`;
+  // Some terminals do not know their size.
+  const size = columns > 0 && rows > 0 ? `columns ${columns} rows ${rows}` : "";
+  return `stty echo ${size}; cd; setsid cttyhack sh`;
 }
 
 async function run(args: LinuxArgs): Promise<number> {

@@ -3,6 +3,9 @@
 import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
 import { SnapshotError } from "../../device/snapshot.ts";
 import { skipped } from "../../props/guest/vm/skip.ts";
+import type { VsockDevice } from "../../device/vsock/device.ts";
+import { VsockSwitch } from "../../device/vsock/switch.ts";
+import type { V86Vsock } from "./adapter.ts";
 import { type BootedMachine, bootedMachine } from "./booted.ts";
 import { Machine } from "./machine.ts";
 import { type Journey, journey, type Move } from "./migration.ts";
@@ -153,6 +156,49 @@ for (const ring of ["split", "packed"] as const) {
     }
   });
 }
+
+Deno.test("two guests talk to each other through a switch, one over split rings, the other over packed ones", async () => {
+  const found = await machine();
+  if (found === undefined) return;
+  const { build } = found.parts;
+  const turns = new Map<VsockDevice, V86Vsock>();
+  const network = new VsockSwitch<VsockDevice>({
+    wake: (device) => turns.get(device)!.wake(),
+  });
+  const guest = async (ring: "split" | "packed", guestCid: number) => {
+    const one = await Traveller.start({ build, ring, guestCid }, found.file);
+    const { device } = one.machine;
+    turns.set(device.vsock, device);
+    network.join(device.vsock);
+    return one;
+  };
+  await using split = await guest("split", 3);
+  await using packed = await guest("packed", 4);
+  const bytes = 200_000;
+  split.type(`streams 4 7000 ${STREAMS} ${CHUNK}`);
+  packed.type(`streams 3 7000 ${STREAMS} ${CHUNK} ${bytes}`);
+  const ends = [await split.counts(), await packed.counts()] as const;
+  let moved = 0;
+  for (let i = 0; i < STREAMS; i++) {
+    const near = ends[0].get(i)!;
+    const far = ends[1].get(i)!;
+    assertEquals([near.wrong, near.error], [0, 0]);
+    assertEquals([far.wrong, far.error], [0, 0]);
+    assertEquals(far.sent, bytes);
+    assertEquals(near.received, far.sent);
+    assertEquals(far.received, near.sent);
+    moved += near.sent + near.received;
+  }
+  console.log(
+    `two guests: ${STREAMS} streams, ${
+      (moved / 1e6).toFixed(1)
+    } MB, every byte compared at both ends`,
+  );
+  const formats = [split, packed].map(({ machine }) =>
+    machine.device.virtio.ringFormat
+  );
+  assertEquals(formats, ["split", "packed"]);
+});
 
 Deno.test("what is no snapshot of such a machine is refused in words", async () => {
   const found = await machine();

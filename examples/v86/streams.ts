@@ -126,12 +126,12 @@ export class CheckedStream {
   }
 }
 
-/** What the guest says of its streams at the end, by index; null where its words are others. */
-export function guestCounts(
-  said: string,
-): Map<number, StreamCounts & { error: number }> | null {
-  if (!/^streams done\r?$/m.test(said)) return null;
-  const counts = new Map<number, StreamCounts & { error: number }>();
+/** What the guest has counted of a stream, modulo 2^32, and the error that it had, or 0. */
+export type GuestCounts = StreamCounts & { error: number };
+
+/** What the guest's program says of its streams at the end, by index. */
+export function guestCounts(said: string): Map<number, GuestCounts> {
+  const counts = new Map<number, GuestCounts>();
   const lines = said.matchAll(
     /^stream (\d+) sent (\d+) received (\d+) wrong (\d+) error (\d+)\r?$/gm,
   );

@@ -14,7 +14,7 @@ import {
 import { featureMask } from "../../device/transport_features.ts";
 import { InFlight, type QueueCounts } from "./in_flight.ts";
 import { Machine, type MachineOptions } from "./machine.ts";
-import { CheckedStream, guestCounts } from "./streams.ts";
+import { CheckedStream, type GuestCounts, guestCounts } from "./streams.ts";
 import type { LoopbackConn } from "../../device/vsock/loopback.ts";
 
 const PORT = 5000;
@@ -89,7 +89,7 @@ export class Traveller {
     }, booted);
     const traveller = new Traveller(machine, serial);
     await machine.run();
-    machine.type("stty -echo; sh\n");
+    traveller.type("stty -echo; sh");
     return traveller;
   }
 
@@ -171,7 +171,7 @@ export class Traveller {
     const { machine } = this;
     const listener = machine.listen({ port: FLOOD_PORT });
     const accepted = listener.accept();
-    machine.type(`flood ${FLOOD_PORT} ${count}\n`);
+    this.type(`flood ${FLOOD_PORT} ${count}`);
     const conn = (await accepted)!;
     listener.close();
     await run(conn);
@@ -189,7 +189,7 @@ export class Traveller {
       const listener = machine.listen({ port: PORT + i });
       accepted.push(listener.accept().finally(() => listener.close()));
     }
-    machine.type(`streams 2 ${PORT} ${count} ${chunk}\n`);
+    this.type(`streams 2 ${PORT} ${count} ${chunk}`);
     await this.#said("streams listen");
     for (const [i, conn] of (await Promise.all(accepted)).entries()) {
       this.#streams.push(new CheckedStream(i, conn!));
@@ -333,8 +333,7 @@ export class Traveller {
       }
       await tick();
     }
-    await this.#said("streams done");
-    const counts = guestCounts(this.#serial.said)!;
+    const counts = await this.counts();
     const wrong: string[] = [];
     for (const { index, sent, received, wrong: bad, broken } of streams) {
       const guest = counts.get(index);
@@ -373,6 +372,17 @@ export class Traveller {
       received: streams.reduce((sum, one) => sum + one.received, 0),
       wrong,
     };
+  }
+
+  /** Types a command into the guest's shell. */
+  type(command: string): void {
+    this.machine.type(`${command}\n`);
+  }
+
+  /** What the guest says of its streams when they are over, by index. */
+  async counts(): Promise<Map<number, GuestCounts>> {
+    await this.#said("streams done");
+    return guestCounts(this.#serial.said);
   }
 
   /** Ends the machine. */

@@ -1,9 +1,10 @@
 /* Streams that run both ways without pause, and whose every byte is checked, until the host ends them.
  *
- *   streams CID PORT COUNT CHUNK
+ *   streams CID PORT COUNT CHUNK [BYTES]
  *
  * Stream i goes over port PORT + i. The first half of them connect to CID, the others are connected to. A
- * write has up to CHUNK bytes. When the peer has ended a stream, it is ended here too. At the end there is a
+ * write has up to CHUNK bytes. With BYTES it is the other end of another guest's streams: it connects where that
+ * is connected to, and ends each stream when it has sent BYTES. When the peer has ended a stream, it is ended here too. At the end there is a
  * line for each: "stream I sent N received N wrong W error E", with W the bytes that were wrong, and
  * "streams done". The counts are modulo 2^32. */
 
@@ -14,7 +15,7 @@ enum { MAX_STREAMS = 32, MAX_CHUNK = 65536 };
 struct stream {
   i32 fd;
   u32 sent, received, wrong, error, next_length;
-  i32 open, peer_ended;
+  i32 open, ended, peer_ended;
 };
 
 static struct stream streams[MAX_STREAMS];
@@ -32,6 +33,9 @@ static const u8 *pattern(u32 seed, u32 at, u32 length) {
   }
   return (const u8 *)words + (at & 3);
 }
+
+/* 1 where this is the end that the host has otherwise. */
+static u32 far_end, limit;
 
 static u32 seed_of(u32 i, u32 to_host) { return (2 * i + to_host + 1) * 0x01000193u; }
 
@@ -51,11 +55,11 @@ static void receive(struct stream *s, u32 i) {
   if (got == 0) {
     /* What was sent is counted; the peer reads up to our end. */
     s->peer_ended = 1;
-    sys(SYS_shutdown, s->fd, SHUT_WR, 0);
+    if (!s->ended) sys(SYS_shutdown, s->fd, SHUT_WR, 0);
     finish(s, 0);
     return;
   }
-  const u8 *right = pattern(seed_of(i, 0), s->received, (u32)got);
+  const u8 *right = pattern(seed_of(i, far_end), s->received, (u32)got);
   for (i32 at = 0; at < got; at++) s->wrong += bytes[at] != right[at];
   s->received += (u32)got;
 }
@@ -64,13 +68,28 @@ static void transmit(struct stream *s, u32 i, u32 chunk) {
   /* Writes of all lengths: small ones are packets of their own. */
   s->next_length = s->next_length * 1664525u + 1013904223u;
   u32 length = 1 + (s->next_length >> 8) % chunk;
-  i32 done = sys(SYS_write, s->fd, (i32)pattern(seed_of(i, 1), s->sent, length), (i32)length);
+  if (far_end && length > limit - s->sent) length = limit - s->sent;
+  i32 done = sys(SYS_write, s->fd, (i32)pattern(seed_of(i, 1 - far_end), s->sent, length), (i32)length);
   if (done == -EAGAIN || done == -EINTR) return;
   if (done < 0) {
     finish(s, done);
     return;
   }
   s->sent += (u32)done;
+  if (far_end && s->sent == limit) {
+    sys(SYS_shutdown, s->fd, SHUT_WR, 0);
+    s->ended = 1;
+  }
+}
+
+/* Another guest may not listen yet. */
+static i32 connect_soon(u32 cid, u32 port) {
+  i32 fd = vsock_connect(cid, port);
+  for (u32 i = 0; i < 400 && fd < 0 && cid > VMADDR_CID_HOST; i++) {
+    sys(SYS_poll, 0, 0, 50);
+    fd = vsock_connect(cid, port);
+  }
+  return fd;
 }
 
 static i32 fail(const char *what, i32 error) {
@@ -84,27 +103,31 @@ static i32 fail(const char *what, i32 error) {
 
 static i32 program(i32 argc, char **argv, char **environment) {
   (void)environment;
-  u32 arguments[4];
-  i32 ok = argc == 5;
-  for (i32 i = 0; ok && i < 4; i++) arguments[i] = parse(argv[i + 1], &ok);
+  u32 arguments[5] = {0};
+  i32 ok = argc == 5 || argc == 6;
+  for (i32 i = 0; ok && i + 1 < argc; i++) arguments[i] = parse(argv[i + 1], &ok);
   u32 cid = arguments[0], port = arguments[1], count = arguments[2], chunk = arguments[3];
   if (!ok || count < 1 || count > MAX_STREAMS || chunk < 1 || chunk > MAX_CHUNK) {
-    put(1, "usage: streams CID PORT COUNT CHUNK\n");
+    put(1, "usage: streams CID PORT COUNT CHUNK [BYTES]\n");
     return 2;
   }
   i32 listeners[MAX_STREAMS];
-  u32 connecting = (count + 1) / 2;
-  for (u32 i = connecting; i < count; i++) {
+  far_end = argc == 6;
+  limit = arguments[4];
+  /* Those from `first` to before `last` are connected to. */
+  u32 half = (count + 1) / 2, first = far_end ? 0 : half, last = far_end ? half : count;
+  for (u32 i = first; i < last; i++) {
     listeners[i] = vsock_listen(port + i);
     if (listeners[i] < 0) return fail("listen", listeners[i]);
   }
-  for (u32 i = 0; i < connecting; i++) {
-    streams[i].fd = vsock_connect(cid, port + i);
+  for (u32 i = 0; i < count; i++) {
+    if (i >= first && i < last) continue;
+    streams[i].fd = connect_soon(cid, port + i);
     if (streams[i].fd < 0) return fail("connect", streams[i].fd);
   }
   text("streams listen");
   end_line(1);
-  for (u32 i = connecting; i < count; i++) {
+  for (u32 i = first; i < last; i++) {
     streams[i].fd = sys4(SYS_accept4, listeners[i], 0, 0, 0);
     if (streams[i].fd < 0) return fail("accept", streams[i].fd);
     sys(SYS_close, listeners[i], 0, 0);
@@ -120,7 +143,7 @@ static i32 program(i32 argc, char **argv, char **environment) {
   for (u32 left = count; left > 0;) {
     for (u32 i = 0; i < count; i++) {
       polled[i].fd = streams[i].open ? streams[i].fd : -1;
-      polled[i].events = POLLIN | POLLOUT;
+      polled[i].events = streams[i].ended ? POLLIN : POLLIN | POLLOUT;
     }
     i32 ready = sys(SYS_poll, (i32)polled, (i32)count, -1);
     if (ready < 0 && ready != -EINTR) return fail("wait", ready);
@@ -129,7 +152,7 @@ static i32 program(i32 argc, char **argv, char **environment) {
       struct stream *s = &streams[i];
       i32 events = s->open ? polled[i].revents : 0;
       if (events & (POLLIN | POLLERR | POLLHUP)) receive(s, i);
-      if (s->open && (events & POLLOUT)) transmit(s, i, chunk);
+      if (s->open && !s->ended && (events & POLLOUT)) transmit(s, i, chunk);
       left += s->open != 0;
     }
   }

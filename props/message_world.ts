@@ -58,7 +58,12 @@ export type MessageStep =
   | { do: "reset"; pick: number }
   | { do: "hostCloseWrite" | "hostClose"; pick: number }
   | { do: "time"; ms: number }
-  | { do: "restore" | "migrate" };
+  /** The guest's buffer becomes smaller, at a bad time perhaps. */
+  | { do: "shrink"; pick: number; bufAlloc: number }
+  /** Empty messages, more than anybody may leave unread. */
+  | { do: "empties"; pick: number }
+  | { do: "spoiledSnapshot"; seed: number }
+  | { do: "restore" | "migrate" | "migrateAll" };
 
 type Program = LoopbackHost["messageConnections"][number];
 
@@ -81,6 +86,8 @@ type Connection = {
   deviceShut: number;
   hostEnded: boolean;
   over: boolean;
+  /** The guest has done what the device may end the connection for. */
+  tempted: boolean;
 };
 
 const PORT = 1234;
@@ -88,6 +95,10 @@ const STREAM_PORT = 1235;
 const SERVER_PORT = 80;
 const FIRST_GUEST_PORT = 5000;
 const SERVER_BUFFER = 3000;
+/** More than a device and a program keep: 1024 and 64. */
+const MANY_EMPTIES = 1200;
+/** No more than a device keeps in any case. */
+const FEW_EMPTIES = 1000;
 const MAX_ROUNDS = 3000;
 const LONG_MS = 20_000;
 
@@ -97,7 +108,7 @@ export class MessageWorld implements ScriptWorld<MessageStep> {
   readonly run: QueueRun = newRun("midFlight", "wrapped", "full", "indirect");
   readonly #setup: VsockSetup;
   readonly #rig: VsockRig;
-  readonly #listener: LoopbackListener<Program>;
+  #listener: LoopbackListener<Program>;
   /** By guest port and host port. */
   readonly #live: Map<string, Connection> = new Map();
   readonly #all: Connection[] = [];
@@ -105,6 +116,8 @@ export class MessageWorld implements ScriptWorld<MessageStep> {
   #due: string[] = [];
   #came: string[] = [];
   #ports = 0;
+  /** It takes a while, so that once is enough. */
+  #flooded = false;
 
   /** @param setup What guest and device are made with. */
   constructor(setup: VsockSetup) {
@@ -221,6 +234,26 @@ export class MessageWorld implements ScriptWorld<MessageStep> {
         if (step.do === "restore") rig.guest.saveResetRestore();
         else rig.migrate();
         return "";
+      case "migrateAll": {
+        if (live.some((one) => this.#underWay(one))) this.run.midFlight = true;
+        const ends = new Map(rig.migrate(true));
+        this.#listener = rig.host.listen(PORT, { type: "seqpacket" });
+        for (const connection of this.#all) {
+          const after = connection.program && ends.get(connection.program);
+          if (after) connection.program = after as Program;
+        }
+        return "";
+      }
+      case "spoiledSnapshot":
+        return rig.offerSpoiled(step.seed);
+      case "shrink":
+        picked!.fwdCnt = picked!.whole;
+        picked!.bufAlloc = Math.min(picked!.bufAlloc, step.bufAlloc);
+        picked!.tempted = true;
+        this.#sendOn(picked!, { op: OP_CREDIT_UPDATE });
+        return `${picked!.bufAlloc} bytes`;
+      case "empties":
+        return this.#sendEmpties(picked!);
     }
   }
 
@@ -296,6 +329,27 @@ export class MessageWorld implements ScriptWorld<MessageStep> {
       store.add(bytes.length);
     }
     return length;
+  }
+
+  #sendEmpties(connection: Connection): string {
+    const closed = connection.program === null;
+    if (connection.begun !== null || !maySend(connection)) return "";
+    if (closed || this.#flooded) return "";
+    this.#flooded = true;
+    connection.tempted = true;
+    let sent = 0;
+    while (!connection.over && sent < MANY_EMPTIES) {
+      connection.begun = { message: connection.up.offer(0, false), done: 0 };
+      this.#fragment(connection, 0);
+      sent++;
+      if (sent < FEW_EMPTIES) this.#rig.guest.run();
+      else this.#rest();
+    }
+    this.#rest();
+    if (!connection.over) {
+      throw new Violation("memory-bounded", `${sent} empty messages are kept`);
+    }
+    return `${sent} messages`;
   }
 
   #read(connection: Connection, grows: number): void {
@@ -432,6 +486,12 @@ export class MessageWorld implements ScriptWorld<MessageStep> {
     const { op, srcPort, dstPort, type, flags, srcCid } = packet;
     expectSame("packets", "src_cid", srcCid, CID_HOST);
     expectSame("packets", "len", packet.len, payload.length);
+    const tempted = this.#live.get(`${dstPort}:${srcPort}`);
+    if (op === OP_RST && type === TYPE_SEQPACKET && tempted?.tempted) {
+      tempted.up.cut("the device has ended it");
+      this.#end(tempted);
+      return;
+    }
     if (op === OP_RST || op === OP_RESPONSE) {
       this.#came.push(words(op, dstPort, srcPort, type));
       return;
@@ -500,15 +560,16 @@ export class MessageWorld implements ScriptWorld<MessageStep> {
       deviceShut: 0,
       hostEnded: false,
       over: false,
+      tempted: false,
     };
     this.#all.push(connection);
     this.#live.set(`${guestPort}:${hostPort}`, connection);
   }
 }
 
-function maySend({ guestShut, hostEnded, program }: Connection): boolean {
-  // A program that has closed takes everything and drops it; that is streams' matter.
-  return (guestShut & SHUTDOWN_SEND) === 0 && !(hostEnded && program === null);
+function maySend({ guestShut }: Connection): boolean {
+  // A program that has closed takes everything and drops it.
+  return (guestShut & SHUTDOWN_SEND) === 0;
 }
 
 function words(
@@ -562,8 +623,17 @@ export function messageSteps(): fc.Arbitrary<MessageStep>[] {
     of("reset", { pick }),
     of("hostCloseWrite", { pick }),
     of("hostClose", { pick }),
-    of("time", { ms: fc.constantFrom(5, 30, 1500) }),
+    fc.oneof(
+      {
+        arbitrary: of("time", { ms: fc.constantFrom(5, 30, 1500) }),
+        weight: 9,
+      },
+      { arbitrary: of("empties", { pick }), weight: 1 },
+    ),
     of("restore"),
     of("migrate"),
+    of("migrateAll"),
+    of("shrink", { pick, bufAlloc: fc.constantFrom(1, 60, 500) }),
+    of("spoiledSnapshot", { seed: fc.nat(0x7fff_ffff) }),
   ];
 }

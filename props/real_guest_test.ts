@@ -5,6 +5,7 @@
  * host programs use Unix sockets.
  */
 import { assert, assertEquals, assertLess } from "@std/assert";
+import { bootGuest, type Guest } from "./guest/vm/mod.ts";
 import { skippedWithout } from "./guest/vm/skip.ts";
 import { GuestSetup } from "./guest_setup.ts";
 import {
@@ -566,3 +567,109 @@ for (const vm of ["uml", "qemu"] as const) {
     });
   }
 }
+
+Deno.test("Two Linux guests of one device, one split and one packed, talk to each other", async (t) => {
+  if (await skippedWithout("uml")) return;
+  const folder = await Deno.makeTempDir({ prefix: "ringside-" });
+  const other = {
+    socketPath: `${folder}/vhost4`,
+    udsPath: `${folder}/vm4`,
+    guestCid: 4,
+    ring: "packed",
+  } as const;
+  await using setup = await GuestSetup.startDevice({
+    ring: "split",
+    moreGuests: [other],
+  });
+  const guests: Guest[] = [];
+  try {
+    const [a, b] = await Promise.all([
+      setup.boot("uml", "split").then(() => setup.guest),
+      bootGuest({ vm: "uml", socketPath: other.socketPath, packed: true }),
+    ]);
+    guests.push(b);
+    assertEquals([a.info.cid, b.info.cid], [3, 4]);
+
+    for (const [from, to] of [[a, b], [b, a]] as const) {
+      const name = `guest ${from.info.cid} connects to guest ${to.info.cid}`;
+      await t.step(`${name} by a stream`, async () => {
+        const port = setup.port();
+        const receiving = to.start({
+          op: "recv",
+          listen: port,
+          answer_bytes: 4 * MIB,
+        });
+        await receiving.event("listening");
+        const sent = await from.agent<Digest & { received: Digest }>({
+          op: "send",
+          port,
+          cid: to.info.cid,
+          bytes: 16 * MIB,
+        });
+        const received = await receiving.result as Digest & {
+          answered: Digest;
+        };
+        assertEquals([received.bytes, received.sha256], [
+          16 * MIB,
+          sent.sha256,
+        ]);
+        const { bytes, sha256 } = sent.received;
+        assertEquals({ bytes, sha256 }, received.answered);
+      });
+
+      await t.step(`${name} by a seqpacket socket`, async () => {
+        const port = setup.port();
+        const serving = to.start({
+          op: "python",
+          args: { port },
+          code: `${SEQPACKET_PROGRAM}
+listener = socket.socket(socket.AF_VSOCK, socket.SOCK_SEQPACKET)
+listener.bind((socket.VMADDR_CID_ANY, args["port"]))
+listener.listen()
+emit("listening")
+stream, (cid, _) = listener.accept()
+listener.close()
+result = dict(exchange(stream, 3, 4), cid=cid)
+`,
+        });
+        await serving.event("listening");
+        const called = await from.python<Exchanged>(
+          `${SEQPACKET_PROGRAM}
+stream = socket.socket(socket.AF_VSOCK, socket.SOCK_SEQPACKET)
+stream.connect((args["cid"], args["port"]))
+result = exchange(stream, 4, 3)
+`,
+          { port, cid: to.info.cid },
+        );
+        const served = await serving.result as Exchanged & { cid: number };
+        assertEquals([called.count, called.rest], [128, 0]);
+        assertEquals([served.count, served.rest], [128, 0]);
+        assertEquals(served.cid, from.info.cid, "the CID is the device's word");
+      });
+    }
+
+    await t.step(
+      "a guest that dies ends the other one's connection",
+      async () => {
+        const port = setup.port();
+        const waiting = b.start({ op: "slow_reader", listen: port });
+        await waiting.event("listening");
+        const calling = a.start({ op: "recv", port, cid: 4 });
+        await calling.event("connected");
+        await waiting.event("waiting");
+        await b.kill();
+        await waiting.result.catch(() => {});
+        const ended = await within(
+          15_000,
+          "the end of the stream",
+          calling.result,
+        ) as Digest & { error?: string };
+        assertEquals(ended.bytes, 0);
+        await a.agent({ op: "ping" });
+      },
+    );
+  } finally {
+    for (const guest of guests) await guest.kill();
+    await Deno.remove(folder, { recursive: true });
+  }
+});

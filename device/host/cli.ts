@@ -31,7 +31,8 @@ Usage: deno task device --socket PATH --uds-path PATH [options]
                        connection to host port P goes to the program that listens at PATH_P
   --guest-cid N        context identifier of the guest, 3 to 4294967294 [default: ${DEFAULT_GUEST_CID}]
   --vm KEY=VALUE,...   a guest, by guest-cid, socket and uds-path, in place of these three options;
-                       may be repeated: the guests of one process can connect to each other by CID
+                       may be repeated: the guests of one process can connect to each other by CID;
+                       ring=FORMAT is for this guest alone
   --ring FORMAT        auto, split or packed [default: auto]
   --seqpacket on|off   offer seqpacket sockets beside streams [default: on]; host programs connect
                        by a SOCK_SEQPACKET socket to PATH.seqpacket, or listen by one at PATH_P
@@ -131,16 +132,15 @@ export function parseArguments(args: readonly string[]): Invocation {
     }
   }
   const [guest = oneGuest(), ...moreGuests] = vms;
+  const ring = choice("--ring", one("--ring") ?? "auto", RINGS);
   return {
     kind: "run",
     options: {
       ...guest,
-      ...moreGuests.length > 0 ? { moreGuests } : {},
-      ring: choice<RingChoice>("--ring", one("--ring") ?? "auto", [
-        "auto",
-        "split",
-        "packed",
-      ]),
+      ...moreGuests.length > 0
+        ? { moreGuests: moreGuests.map((more) => ({ ring, ...more })) }
+        : {},
+      ring: guest.ring ?? ring,
       seqpackets:
         choice("--seqpacket", one("--seqpacket") ?? "on", ["on", "off"]) ===
           "on",
@@ -155,17 +155,19 @@ export function parseArguments(args: readonly string[]): Invocation {
   };
 }
 
+const RINGS: readonly RingChoice[] = ["auto", "split", "packed"];
+
 /** Reads the value of `--vm`: a list of keys and values, in any order. */
 function parseVm(text: string): GuestOptions {
   const values = new Map<string, string>();
   for (const pair of text.split(",")) {
     const at = pair.indexOf("=");
     const key = pair.slice(0, Math.max(at, 0));
-    if (!["guest-cid", "socket", "uds-path"].includes(key)) {
+    if (!["guest-cid", "socket", "uds-path", "ring"].includes(key)) {
       throw new UsageError(
         `--vm ${text}: ${
           JSON.stringify(pair)
-        } is none of guest-cid=N, socket=PATH, uds-path=PATH`,
+        } is none of guest-cid=N, socket=PATH, uds-path=PATH, ring=FORMAT`,
       );
     }
     if (values.has(key)) throw new UsageError(`--vm ${text}: ${key} twice`);
@@ -180,6 +182,9 @@ function parseVm(text: string): GuestOptions {
     socketPath: need("socket"),
     udsPath: need("uds-path"),
     guestCid: guestCid(`--vm ${text}: guest-cid`, need("guest-cid")),
+    ...values.has("ring")
+      ? { ring: choice(`--vm ${text}: ring`, values.get("ring")!, RINGS) }
+      : {},
   };
 }
 

@@ -122,13 +122,21 @@ Deno.test("parseArguments() takes several guests", () => {
     "--vm",
     "guest-cid=3,socket=/a/s,uds-path=/a/u=1",
     "--vm=uds-path=b,guest-cid=0x4,socket=c",
+    "--vm=uds-path=d,guest-cid=5,socket=e,ring=packed",
+    "--ring=split",
   ]);
   assertEquals(kind, "run");
   assert("options" in rest);
-  const { socketPath, udsPath, guestCid, moreGuests } = rest.options;
-  assertEquals([socketPath, udsPath, guestCid], ["/a/s", "/a/u=1", 3]);
+  const { socketPath, udsPath, guestCid, ring, moreGuests } = rest.options;
+  assertEquals([socketPath, udsPath, guestCid, ring], [
+    "/a/s",
+    "/a/u=1",
+    3,
+    "split",
+  ]);
   assertEquals(moreGuests, [
-    { socketPath: "c", udsPath: "b", guestCid: 4 },
+    { socketPath: "c", udsPath: "b", guestCid: 4, ring: "split" },
+    { socketPath: "e", udsPath: "d", guestCid: 5, ring: "packed" },
   ]);
 });
 
@@ -155,6 +163,10 @@ Deno.test("parseArguments() names the mistake", () => {
     [["--vm", "cid=3,socket=a,uds-path=b"], '"cid=3" is none of'],
     [["--vm", "guest-cid"], '"guest-cid" is none of'],
     [["--vm", "socket=a,socket=b"], "socket twice"],
+    [
+      ["--vm", "guest-cid=3,socket=a,uds-path=b,ring=x"],
+      "ring x: not one of auto",
+    ],
     [[...good, "--vm", "guest-cid=3,socket=a,uds-path=b"], "does not go with"],
     [[...good, "--ring", "round"], "--ring round: not one of auto"],
     [[...good, "--seqpacket", "1"], "--seqpacket 1: not one of on"],

@@ -209,11 +209,11 @@ function startError(kind: string, text: string): Error {
 
 /** Checks what can be checked without the system. */
 function checkOptions(options: DeviceOptions): void {
-  const { ring, logLevel } = options;
+  const { logLevel } = options;
   const paths = new Set<string>();
   const cids = new Set<number>();
   for (const guest of [options, ...options.moreGuests ?? []]) {
-    const { socketPath, udsPath, guestCid = DEFAULT_GUEST_CID } = guest;
+    const { socketPath, udsPath, guestCid = DEFAULT_GUEST_CID, ring } = guest;
     for (const [name, path] of Object.entries({ socketPath, udsPath })) {
       checkPath(name, path);
       const whole = absolute(path);
@@ -233,11 +233,11 @@ function checkOptions(options: DeviceOptions): void {
       throw new TypeError(`Cannot use ${guestCid} as guestCid of two guests`);
     }
     cids.add(guestCid);
-  }
-  if (ring !== undefined && !["auto", "split", "packed"].includes(ring)) {
-    throw new RangeError(
-      `Cannot use ${ring} as ring: it is auto, split or packed`,
-    );
+    if (ring !== undefined && !["auto", "split", "packed"].includes(ring)) {
+      throw new RangeError(
+        `Cannot use ${ring} as ring: it is auto, split or packed`,
+      );
+    }
   }
   if (logLevel !== undefined && !LOG_LEVELS.includes(logLevel)) {
     throw new RangeError(

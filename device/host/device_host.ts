@@ -21,6 +21,8 @@ export type GuestOptions = {
   udsPath: string;
   /** The guest's CID. */
   guestCid: number;
+  /** Ring formats that are offered to this guest; those of the first one unless told. */
+  ring?: RingChoice;
 };
 
 /** What a {@link DeviceHost} is made with; plain data. */
@@ -71,7 +73,7 @@ class Place {
       now: loop.now,
     });
     const device = new VirtioDevice(this.vsock, {
-      ring: options.ring,
+      ring: guest.ring ?? options.ring,
       // The one architecture that Deno runs on and that does not reorder loads with loads.
       strongOrdering: Deno.build.arch === "x86_64",
       diagnostics,

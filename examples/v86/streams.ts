@@ -77,11 +77,15 @@ export class CheckedStream {
     return stream;
   }
 
+  /** Ports of its connection. */
+  get ports(): { hostPort: number; guestPort: number } {
+    const { hostPort, guestPort } = this.#conn;
+    return { hostPort, guestPort };
+  }
+
   /** Its position, and the ports of its connection. */
   save(): Plain {
-    const { index, sent, received, wrong, ended } = this;
-    const { hostPort, guestPort } = this.#conn;
-    const ports = { hostPort, guestPort };
+    const { index, sent, received, wrong, ended, ports } = this;
     return { index, sent, received, wrong, ended, ending: this.#ending, ports };
   }
 

@@ -7,6 +7,7 @@
 
 export {
   type BatchDeviceQueue,
+  type BatchDriverQueue,
   BufferList,
   Chain,
   ChainBatch,

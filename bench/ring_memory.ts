@@ -1,7 +1,7 @@
 import {
   type BatchDeviceQueue,
+  type BatchDriverQueue,
   BufferList,
-  type DriverQueue,
   GuestMemory,
   PackedDevice,
   PackedDriver,
@@ -99,7 +99,7 @@ export class RingMemory {
   }
 
   /** Makes the driver side, which clears the ring. */
-  driver(): DriverQueue {
+  driver(): BatchDriverQueue {
     const options = this.config.indirect
       ? { indirect: { address: TABLES, entries: this.segments } }
       : {};

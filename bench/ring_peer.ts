@@ -83,21 +83,22 @@ function roundTrip(ring: RingMemory, batch: number): Case {
   const device = ring.device();
   const serve = batch === 1 ? serveOne(ring, device) : serveMany(ring, device);
   const lists = Array.from({ length: batch }, (_, i) => ring.list(i));
+  const tokens = new Uint32Array(batch);
+  const lengths = new Float64Array(batch);
   return (buffers) => {
     let moved = 0;
     let notifications = 0;
     let bytes = 0;
     const start = performance.now();
     for (let left = buffers; left > 0; left -= batch) {
-      for (let i = 0; i < batch; i++) driver.add(lists[i]!);
+      driver.addBatch(lists, tokens);
       driver.publish();
       if (driver.needsKick()) notifications++;
       bytes += serve();
       if (device.needsInterrupt()) notifications++;
       if (device.armKicks()) throw new Error("a buffer was left");
-      while (driver.reclaim() >= 0) {
-        if (driver.usedLength === WRITTEN) moved++;
-      }
+      const count = driver.reclaimBatch(tokens, lengths);
+      for (let i = 0; i < count; i++) if (lengths[i] === WRITTEN) moved++;
       if (driver.armInterrupts()) throw new Error("a buffer was left");
     }
     const ms = performance.now() - start;

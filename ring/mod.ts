@@ -10,6 +10,7 @@ export { Chain } from "./chain.ts";
 export { ChainBatch } from "./chain_batch.ts";
 export {
   type BatchDeviceQueue,
+  type BatchDriverQueue,
   BufferList,
   type DeviceQueue,
   type DriverQueue,

@@ -3,8 +3,8 @@ import { RingError, type RingErrorCode } from "./errors.ts";
 import type { GuestMemory } from "./memory.ts";
 import { encodeNotification } from "./notify.ts";
 import type {
+  BatchDriverQueue,
   BufferList,
-  DriverQueue,
   IndirectTables,
   QueueConfig,
   RingFormat,
@@ -45,7 +45,7 @@ export type PackedDriverOptions = {
  *
  * The caller owns the memory and must not touch the ring while the queue is in use.
  */
-export class PackedDriver implements DriverQueue {
+export class PackedDriver implements BatchDriverQueue {
   /** Always `"packed"`. */
   readonly format: RingFormat = "packed";
   /** Descriptors. */
@@ -267,6 +267,103 @@ export class PackedDriver implements DriverQueue {
     return id;
   }
 
+  /** Stages buffers many at a time: see {@link BatchDriverQueue.addBatch}. */
+  addBatch(lists: readonly BufferList[], tokens: Uint32Array): number {
+    const end = Math.min(lists.length, tokens.length);
+    let i = this.#entries === 0 && !this.#inOrder
+      ? this.#addRun(lists, tokens, end)
+      : 0;
+    for (; i < end; i++) {
+      const token = this.add(lists[i]!);
+      if (token < 0) break;
+      tokens[i] = token;
+    }
+    return i;
+  }
+
+  // Stages chains in the ring like add(), which it repeats: all locals are loaded once a batch. Stops at the first one
+  // that add() may have to refuse; leaves the first of what is published together to it, too.
+  #addRun(
+    lists: readonly BufferList[],
+    tokens: Uint32Array,
+    end: number,
+  ): number {
+    if (end === 0) return 0;
+    let i = 0;
+    if (this.#stagedSlots === 0) {
+      const token = this.add(lists[0]!);
+      if (token < 0) return 0;
+      tokens[i++] = token;
+    }
+    const u32 = this.#u32;
+    const size = this.#size;
+    const ids = this.#ids;
+    const slotsOf = this.#slots;
+    const roomOf = this.#room;
+    const batchOf = this.#batchOf;
+    const batch = this.#batch;
+    const before = this.#free;
+    let slot = this.#next;
+    let available = this.#nextBits;
+    let free = before;
+    let inFlight = this.#inFlight;
+    while (i < end) {
+      const list = lists[i]!;
+      const count = list.count;
+      if (count === 0 || count > free) break;
+      const id = ids[size - 1 - inFlight]!;
+      const readable = list.readable;
+      const address = list.address;
+      const length = list.length;
+      const last = count - 1;
+      const first = slot;
+      const firstAvailable = available;
+      let firstFlags = 0;
+      let total = 0;
+      let room = 0;
+      for (let j = 0; j < count; j++) {
+        const start = address[j]!;
+        const bytes = length[j]!;
+        const at = slot * 4;
+        let flags = j === last ? available : available | F_NEXT;
+        if (j >= readable) {
+          flags |= F_WRITE;
+          room += bytes;
+        }
+        total += bytes;
+        u32[at] = start;
+        u32[at + 1] = start < TWO_32 ? 0 : start / TWO_32;
+        u32[at + 2] = bytes;
+        // The device can't pass the batch's first descriptor, so the order does not matter.
+        if (j === 0) firstFlags = flags;
+        else u32[at + 3] = id | flags << 16;
+        slot++;
+        if (slot === size) {
+          slot = 0;
+          available ^= F_AVAIL_USED;
+        }
+      }
+      if (total > TWO_32) {
+        slot = first;
+        available = firstAvailable;
+        break;
+      }
+      u32[first * 4 + 3] = id | firstFlags << 16;
+      free -= count;
+      inFlight++;
+      slotsOf[id] = count;
+      roomOf[id] = room;
+      batchOf[id] = batch;
+      tokens[i++] = id;
+    }
+    this.#next = slot;
+    this.#nextBits = available;
+    this.#stagedSlots += before - free;
+    this.#free = free;
+    this.#inFlight = inFlight;
+    return i;
+  }
+
   /** Makes all staged buffers visible to the device; false where there were none. */
   publish(): boolean {
     const staged = this.#stagedSlots;
@@ -363,6 +460,81 @@ export class PackedDriver implements DriverQueue {
     if (this.#ready !== 0) this.#ready--;
     this.#usedLength = length;
     return id;
+  }
+
+  /** Takes back used buffers many at a time: see {@link BatchDriverQueue.reclaimBatch}. */
+  reclaimBatch(tokens: Uint32Array, lengths: Float64Array): number {
+    const end = Math.min(tokens.length, lengths.length);
+    let i = 0;
+    while (i < end) {
+      if (this.#strong && this.#stagedSlots === 0 && this.#fault === null) {
+        if (this.#ready === 0 && !this.#scan()) break;
+        i = this.#reclaimRun(tokens, lengths, i, end);
+        if (i === end) break;
+        if (this.#ready === 0) continue;
+      }
+      let token: number;
+      try {
+        token = this.reclaim();
+      } catch (error) {
+        if (i === 0) throw error;
+        // The device has broken the rules, for good: the next call says it.
+        break;
+      }
+      if (token < 0) break;
+      tokens[i] = token;
+      lengths[i++] = this.#usedLength;
+    }
+    return i;
+  }
+
+  // Takes back what #scan() has seen used like reclaim(), which it repeats. Stops at the first descriptor that is to be
+  // refused.
+  #reclaimRun(
+    tokens: Uint32Array,
+    lengths: Float64Array,
+    begin: number,
+    end: number,
+  ): number {
+    const u32 = this.#u32;
+    const size = this.#size;
+    const ids = this.#ids;
+    const slotsOf = this.#slots;
+    const roomOf = this.#room;
+    let used = this.#used;
+    let bits = this.#usedBits;
+    let ready = this.#ready;
+    let inFlight = this.#inFlight;
+    let free = this.#free;
+    let i = begin;
+    while (i < end && ready > 0) {
+      const word = u32[used * 4 + 3]!;
+      const flags = word >>> 16;
+      if ((flags & F_AVAIL_USED) !== bits) break;
+      const id = word & 0xffff;
+      const length = (flags & F_WRITE) === 0 ? 0 : u32[used * 4 + 2]!;
+      // An id beyond the table reads undefined.
+      const slots = slotsOf[id]!;
+      if (!(slots > 0) || length > roomOf[id]!) break;
+      slotsOf[id] = 0;
+      inFlight--;
+      ids[size - 1 - inFlight] = id;
+      free += slots;
+      used += slots;
+      if (used >= size) {
+        used -= size;
+        bits ^= F_AVAIL_USED;
+      }
+      ready--;
+      tokens[i] = id;
+      lengths[i++] = length;
+    }
+    this.#used = used;
+    this.#usedBits = bits;
+    this.#ready = ready;
+    this.#inFlight = inFlight;
+    this.#free = free;
+    return i;
   }
 
   // Takes the oldest buffer back, which is one of a batch; the last of it has the length that was told.

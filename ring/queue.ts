@@ -166,7 +166,8 @@ export interface DeviceQueue {
  */
 export interface BatchDeviceQueue extends DeviceQueue {
   /**
-   * Fetches available buffers into `batch`, up to its capacity and up to `most`; how many, 0 where there are none.
+   * Fetches available buffers into `batch`, up to its capacity and up to `most`; how many, 0 only where there are
+   * none.
    *
    * A malformed buffer comes with a fault and no segments, as by `pop()`. The work is bounded by the buffers that
    * are asked for, each up to the size of the largest table.
@@ -309,4 +310,27 @@ export interface DriverQueue {
 
   /** Tells the device that interrupts are not needed; a hint. */
   disarmInterrupts(): void;
+}
+
+/**
+ * A driver queue that also adds and takes back buffers many at a time, which costs less a buffer. Both ways may be
+ * mixed.
+ */
+export interface BatchDriverQueue extends DriverQueue {
+  /**
+   * Stages buffers, from the first of `lists` on, as long as there is room and up to the length of `tokens`; how
+   * many. `tokens` gets the token of each.
+   *
+   * @throws {RangeError} as `add()` does; buffers before the one that is refused are staged.
+   */
+  addBatch(lists: readonly BufferList[], tokens: Uint32Array): number;
+
+  /**
+   * Takes back used buffers, up to the length of `tokens`; how many, 0 only where there are none. `tokens` gets
+   * the token of each, `lengths` the bytes that the device says it wrote.
+   *
+   * @throws {RingError} as `reclaim()` does. Buffers before that place are handed out first: then the next call
+   * throws.
+   */
+  reclaimBatch(tokens: Uint32Array, lengths: Float64Array): number;
 }

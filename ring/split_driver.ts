@@ -3,8 +3,8 @@ import { RingError, type RingErrorCode } from "./errors.ts";
 import type { GuestMemory } from "./memory.ts";
 import { encodeNotification, vringNeedEvent } from "./notify.ts";
 import type {
+  BatchDriverQueue,
   BufferList,
-  DriverQueue,
   IndirectTables,
   QueueConfig,
   RingFormat,
@@ -45,7 +45,7 @@ export type SplitDriverOptions = {
  * but shares the memory of the rest: which descriptors belong to which buffer is kept here and never read
  * back from it.
  */
-export class SplitDriver implements DriverQueue {
+export class SplitDriver implements BatchDriverQueue {
   /** A split queue. */
   readonly format: RingFormat = "split";
   /** Descriptors. */
@@ -232,6 +232,87 @@ export class SplitDriver implements DriverQueue {
     return head;
   }
 
+  /** Stages buffers many at a time: see {@link BatchDriverQueue.addBatch}. */
+  addBatch(lists: readonly BufferList[], tokens: Uint32Array): number {
+    const end = Math.min(lists.length, tokens.length);
+    let i = this.#tableEntries === 0 && !this.#inOrder
+      ? this.#addRun(lists, tokens, end)
+      : 0;
+    for (; i < end; i++) {
+      const token = this.add(lists[i]!);
+      if (token < 0) break;
+      tokens[i] = token;
+    }
+    return i;
+  }
+
+  // Stages chains in the ring like add(), which it repeats: all locals are loaded once a batch. Stops at the first one
+  // that add() may have to refuse.
+  #addRun(
+    lists: readonly BufferList[],
+    tokens: Uint32Array,
+    end: number,
+  ): number {
+    const table = this.#table;
+    const availRing = this.#availRing;
+    const next = this.#next;
+    const tails = this.#tail;
+    const slots = this.#slots;
+    const limits = this.#limit;
+    const orders = this.#order;
+    const mask = this.#mask;
+    let head = this.#freeHead;
+    let free = this.#free;
+    let added = this.#addedCount;
+    let nextAvail = this.#nextAvailIdx;
+    let i = 0;
+    while (i < end) {
+      const list = lists[i]!;
+      const count = list.count;
+      if (count === 0 || count > free) break;
+      const readable = list.readable;
+      const address = list.address;
+      const length = list.length;
+      const last = count - 1;
+      let index = head;
+      let tail = head;
+      let total = 0;
+      let writable = 0;
+      for (let j = 0; j < count; j++) {
+        const start = address[j]!;
+        const bytes = length[j]!;
+        const at = index * 4;
+        tail = index;
+        index = next[index]!;
+        let flags = j === last ? 0 : F_NEXT | index << 16;
+        if (j >= readable) {
+          flags |= F_WRITE;
+          writable += bytes;
+        }
+        total += bytes;
+        table[at] = start;
+        table[at + 1] = start < TWO_32 ? 0 : start / TWO_32;
+        table[at + 2] = bytes;
+        table[at + 3] = flags;
+      }
+      if (total > TWO_32) break;
+      tails[head] = tail;
+      slots[head] = count;
+      limits[head] = writable;
+      orders[head] = added++;
+      availRing[2 + (nextAvail & mask)] = head;
+      nextAvail++;
+      free -= count;
+      tokens[i++] = head;
+      head = index;
+    }
+    this.#freeHead = head;
+    this.#free = free;
+    this.#addedCount = added;
+    this.#nextAvailIdx = nextAvail & 0xffff;
+    return i;
+  }
+
   /** Makes all staged buffers visible to the device; false where there were none. */
   publish(): boolean {
     const next = this.#nextAvailIdx;
@@ -304,6 +385,71 @@ export class SplitDriver implements DriverQueue {
     this.#usedLength = length;
     this.#lastUsedIdx = (lastUsedIdx + 1) & 0xffff;
     return head;
+  }
+
+  /** Takes back used buffers many at a time: see {@link BatchDriverQueue.reclaimBatch}. */
+  reclaimBatch(tokens: Uint32Array, lengths: Float64Array): number {
+    const end = Math.min(tokens.length, lengths.length);
+    let i = 0;
+    while (i < end) {
+      if (!this.#inOrder) {
+        if (i !== 0 && this.#lastUsedIdx === this.#usedIdx) break;
+        i = this.#reclaimRun(tokens, lengths, i, end);
+        if (i === end) break;
+      }
+      let token: number;
+      try {
+        token = this.reclaim();
+      } catch (error) {
+        if (i === 0) throw error;
+        // The device has broken the rules, for good: the next call says it.
+        break;
+      }
+      if (token < 0) break;
+      tokens[i] = token;
+      lengths[i++] = this.#usedLength;
+    }
+    return i;
+  }
+
+  // Takes back what was seen used like reclaim(), which it repeats. Stops at the first entry that is to be refused.
+  #reclaimRun(
+    tokens: Uint32Array,
+    lengths: Float64Array,
+    begin: number,
+    end: number,
+  ): number {
+    const entries = this.#usedEntries;
+    const next = this.#next;
+    const tails = this.#tail;
+    const slots = this.#slots;
+    const limits = this.#limit;
+    const mask = this.#mask;
+    const usedIdx = this.#usedIdx;
+    // Where buffers are staged, one by one.
+    if (this.#availIdx !== this.#nextAvailIdx) return begin;
+    let lastUsed = this.#lastUsedIdx;
+    let freeHead = this.#freeHead;
+    let free = this.#free;
+    let i = begin;
+    while (i < end && lastUsed !== usedIdx) {
+      const at = (lastUsed & mask) << 1;
+      const head = entries[at]!;
+      const length = entries[at + 1]!;
+      // One comparison for both: FREE is negative, and an id beyond the table reads undefined.
+      if (!(length <= limits[head]!)) break;
+      limits[head] = FREE;
+      next[tails[head]!] = freeHead;
+      freeHead = head;
+      free += slots[head]!;
+      tokens[i] = head;
+      lengths[i++] = length;
+      lastUsed = (lastUsed + 1) & 0xffff;
+    }
+    this.#lastUsedIdx = lastUsed;
+    this.#freeHead = freeHead;
+    this.#free = free;
+    return i;
   }
 
   #reclaimInOrder(): number {

@@ -125,7 +125,13 @@ export async function walk(
       pair.load(form, drawn);
       pair.model.steps(steps);
       const rest = pair.model.restStep();
-      if (rest < 0 && member === 0) ways.setRest(state, state);
+      if (rest < 0 && pair.model.free < setup.size) {
+        const path = ways.path(state);
+        const why = new Violation("quiescence", "both sides sleep too early");
+        failure = explain(pair, seen, ways, path, -1, 0, why);
+        break walking;
+      }
+      if (rest < 0) ways.setRest(state, state);
       for (let i = 0; i < steps.length; i++) {
         const step = steps[i]!;
         if (i > 0) pair.load(form, drawn);

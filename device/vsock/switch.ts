@@ -243,37 +243,49 @@ export class VsockSwitch<Device extends SwitchedDevice = SwitchedDevice> {
   };
 
   #connect(request: PeerRequest): void {
-    const target = this.#target(request);
-    if (target === null) return request.refuse();
+    const way = this.#way(request);
+    if (way === null) return request.refuse();
     const { guestCid: cid, guestPort: port, hostPort } = request;
-    target.connectPeer(hostPort, { cid, port }, {
+    way.to.connectPeer(hostPort, { cid, port }, {
       accepted: (_port, events): HostStream => {
         const pipe = this.#makePipe("stream", request) as StreamPipeEnd;
         this.#add(pipe);
-        if (!request.accept((events) => pipe.resume(events))) pipe.close(true);
-        this.#wakeCid(cid);
+        if (!way.open() || !request.accept((events) => pipe.resume(events))) {
+          this.#withdrawn(request, pipe);
+        }
+        this.#wake(way.from);
         return pipe.peer.resume(events);
       },
-      refused: () => this.#refused(request),
+      refused: () => {
+        this.#uncount(request);
+        request.refuse();
+        this.#wake(way.from);
+      },
     });
-    this.#wakeCid(request.peerCid);
+    this.#wake(way.to);
   }
 
   #connectMessages(request: PeerMessagesRequest): void {
-    const target = this.#target(request);
-    if (target === null) return request.refuse();
+    const way = this.#way(request);
+    if (way === null) return request.refuse();
     const { guestCid: cid, guestPort: port, hostPort } = request;
-    target.connectPeerMessages(hostPort, { cid, port }, {
+    way.to.connectPeerMessages(hostPort, { cid, port }, {
       accepted: (_port, events): HostMessages => {
         const pipe = this.#makePipe("seqpacket", request) as MessagePipeEnd;
         this.#add(pipe);
-        if (!request.accept((events) => pipe.resume(events))) pipe.close(true);
-        this.#wakeCid(cid);
+        if (!way.open() || !request.accept((events) => pipe.resume(events))) {
+          this.#withdrawn(request, pipe);
+        }
+        this.#wake(way.from);
         return pipe.peer.resume(events);
       },
-      refused: () => this.#refused(request),
+      refused: () => {
+        this.#uncount(request);
+        request.refuse();
+        this.#wake(way.from);
+      },
     });
-    this.#wakeCid(request.peerCid);
+    this.#wake(way.to);
   }
 
   #find(
@@ -291,12 +303,16 @@ export class VsockSwitch<Device extends SwitchedDevice = SwitchedDevice> {
     return null;
   }
 
-  /** The device that a guest may connect to, or null; a connection to it is counted then. */
-  #target(request: PeerRequest | PeerMessagesRequest): Device | null {
+  /** The way to the device that a guest may connect to, or null; a connection on it is counted then. */
+  #way(
+    request: PeerRequest | PeerMessagesRequest,
+  ): { from: Device; to: Device; open: () => boolean } | null {
     const { guestCid, peerCid, hostPort } = request;
-    const target = this.#ports.get(peerCid)?.device ?? null;
-    // Any port is what a guest wrote; nobody listens at all of them.
-    if (target === null || hostPort === VMADDR_PORT_ANY) return null;
+    const from = this.#ports.get(guestCid);
+    const to = this.#ports.get(peerCid);
+    if (from === undefined || to === undefined) return null;
+    // What a guest wrote can be any port, and nobody listens at all of them.
+    if (hostPort === VMADDR_PORT_ANY) return null;
     if (!this.#allow(guestCid, peerCid, hostPort)) {
       this.#diagnostics.fault(
         "peer_not_allowed",
@@ -314,18 +330,24 @@ export class VsockSwitch<Device extends SwitchedDevice = SwitchedDevice> {
       return null;
     }
     this.#count(request);
-    return target;
+    return {
+      from: from.device,
+      to: to.device,
+      // One of the two may leave before the answer.
+      open: () =>
+        this.#ports.get(guestCid) === from && this.#ports.get(peerCid) === to,
+    };
+  }
+
+  /** The guest that asked does not wait any more, or must not have what it asked for. */
+  #withdrawn(request: PeerRequest | PeerMessagesRequest, pipe: PipeEnd): void {
+    pipe.close(true);
+    request.refuse();
   }
 
   #count({ guestCid, peerCid }: ConnectionAddress): void {
     const key = `${guestCid}:${peerCid}`;
     this.#counts.set(key, (this.#counts.get(key) ?? 0) + 1);
-  }
-
-  #refused(request: PeerRequest | PeerMessagesRequest): void {
-    this.#uncount(request);
-    request.refuse();
-    this.#wakeCid(request.guestCid);
   }
 
   #uncount({ guestCid, peerCid }: ConnectionAddress): void {
@@ -396,11 +418,6 @@ export class VsockSwitch<Device extends SwitchedDevice = SwitchedDevice> {
   #remove(port: SwitchPort<Device>): void {
     this.#ports.delete(port.device.guestCid);
     port.device.peers = null;
-  }
-
-  #wakeCid(cid: number): void {
-    const port = this.#ports.get(cid);
-    if (port !== undefined) this.#wake(port.device);
   }
 
   #workLater(device: Device): void {

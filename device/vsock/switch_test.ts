@@ -422,6 +422,24 @@ Deno.test("VsockSwitch.join() and leave() work while others go on", () => {
   network.connect(c, a, 9);
 });
 
+Deno.test("VsockSwitch.leave() takes connects with it that are not answered", () => {
+  for (const who of ["a", "b"] as const) {
+    const nodes = pair();
+    const { network, a, b } = nodes;
+    const listener = b.guest.driver.listen(8);
+    const one = a.guest.driver.connect(8, { cid: 4 });
+    a.guest.run();
+    assertEquals(one.state, "connecting");
+    network.switch.leave(nodes[who].device);
+    network.run();
+    const accepted = listener.accept();
+    assertEquals(accepted?.closeReason, "reset");
+    assertEquals(one.closeReason, "refused");
+    assertEquals(network.switch.connectionCount, 0);
+    assertEquals(a.device.connectionCount + b.device.connectionCount, 0);
+  }
+});
+
 Deno.test("VsockSwitch asks its policy, and bounds what one guest opens to another", () => {
   const asked: string[] = [];
   const { network, a, b } = pair({

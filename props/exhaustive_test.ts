@@ -57,7 +57,7 @@ for (
       const result = await walk({ ...setup, start }, {
         ...LIMITS,
         members: size === 1 ? 2 : 1,
-        plainly: size === 1 ? 1 : 8,
+        plainly: size === 1 ? 4 : 32,
       });
       assertEquals(result.failure, null);
       assert(result.emptied);
@@ -136,7 +136,7 @@ function formsByWalking(depth: number, pair: WalkPair) {
   return met;
 }
 
-for (const [size, depth] of [[1, 14], [2, 8], [4, 6]] as const) {
+for (const [size, depth] of [[1, 11], [2, 7], [4, 5]] as const) {
   for (const setup of setups(size)) {
     Deno.test(`A walk meets the classes that running pairs come to, and no others: ${nameOf(setup)}`, async () => {
       const ring = await openRing();

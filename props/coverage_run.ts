@@ -28,5 +28,6 @@ function run(seconds: number, seed: number): number {
 
 if (import.meta.main) {
   const [seconds, seed] = Deno.args.map(Number);
-  Deno.exit(run(seconds!, seed!) === 0 ? 0 : 1);
+  // No sudden end, at which the counts would be lost.
+  Deno.exitCode = run(seconds!, seed!) === 0 ? 0 : 1;
 }

@@ -85,7 +85,8 @@ async function runProperties(
   return `the properties did not run: ${decoder.decode(stderr).trim()}`;
 }
 
-async function copySources(root: URL, copy: string): Promise<void> {
+/** Copies what the properties need of the sources at `root` into the folder `copy`. */
+export async function copySources(root: URL, copy: string): Promise<void> {
   await Deno.copyFile(new URL("deno.json", root), `${copy}/deno.json`);
   for (const folder of FOLDERS) await copyFolder(root, copy, folder);
 }

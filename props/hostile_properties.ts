@@ -28,6 +28,8 @@ type HostileStep =
   | { do: "exchange"; bytes: number }
   | { do: "kick"; queue: number }
   | { do: "run" }
+  /** The device's owner says that all connections are lost. */
+  | { do: "transportReset" }
   /** The device is reset, and the next driver finds it clean. */
   | { do: "restart" }
   /** A front-end's requests: lawful, at a bad time, or spoiled. */
@@ -84,6 +86,10 @@ class HostileWorld implements ScriptWorld<HostileStep> {
         rig.virtio.kick(step.queue);
         return "";
       case "run":
+        return "";
+      case "transportReset":
+        rig.spoiled = true;
+        rig.vsock.transportReset();
         return "";
       case "restart":
         this.#restart();
@@ -198,7 +204,15 @@ function hostile(
 /** A healthy connection goes on, or the device asks for a reset, whatever a guest or its front-end does. */
 export const HOSTILE_PROPERTIES: readonly NamedProperty[] = [
   hostile("packets", "direct", [packets, packets, packets, exchange, block]),
-  hostile("rings", "direct", [packets, spoil, spoil, kick, run, restart]),
+  hostile("rings", "direct", [
+    packets,
+    spoil,
+    spoil,
+    kick,
+    run,
+    fc.constant({ do: "transportReset" as const }),
+    restart,
+  ]),
   hostile("front-end", "vhost-user", [
     packets,
     exchange,

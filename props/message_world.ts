@@ -37,6 +37,7 @@ import type { QueueRun } from "./queue_steps.ts";
 import { SLOW_MESSAGES } from "./slow_host.ts";
 import { newRun, type ScriptWorld } from "./script_property.ts";
 import { expectSame, Violation } from "./violation.ts";
+import { refused } from "./vsock_misuse.ts";
 import { VsockRig, type VsockSetup } from "./vsock_rig.ts";
 import type { WirePacket } from "./wire_model.ts";
 
@@ -48,8 +49,16 @@ export type MessageStep =
   | { do: "message"; pick: number; bytes: number; endOfRecord: boolean }
   /** The guest sends a fragment of what it has begun, or all that is left. */
   | { do: "fragment"; pick: number; bytes: number }
-  | { do: "rest"; pick: number }
-  | { do: "hostMessage"; pick: number; bytes: number; endOfRecord: boolean }
+  | { do: "rest"; pick: number; more: number }
+  /** A host program sends as many, by itself or in its own time. */
+  | {
+    do: "hostMessage";
+    pick: number;
+    bytes: number;
+    endOfRecord: boolean;
+    count: number;
+    waits: boolean;
+  }
   | { do: "hostReceive"; pick: number; count: number }
   /** The guest reads whole messages, and tells of a buffer that grows by so many bytes. */
   | { do: "read"; pick: number; grows: number }
@@ -118,6 +127,7 @@ export class MessageWorld implements ScriptWorld<MessageStep> {
   #ports = 0;
   /** It takes a while, so that once is enough. */
   #flooded = false;
+  #waits = true;
 
   /** @param setup What guest and device are made with. */
   constructor(setup: VsockSetup) {
@@ -175,10 +185,26 @@ export class MessageWorld implements ScriptWorld<MessageStep> {
       }
       case "fragment":
         return `${this.#fragment(picked!, step.bytes)} bytes`;
-      case "rest":
-        return `${this.#fragment(picked!, 65_536)} bytes`;
-      case "hostMessage":
-        return this.#hostMessage(picked!, step.bytes, step.endOfRecord);
+      case "rest": {
+        const bytes = this.#fragment(picked!, 65_536);
+        // And others of the same length.
+        for (let i = 0; i < step.more && bytes > 0; i++) {
+          if (picked!.begun !== null) break;
+          const message = picked!.up.offer(bytes, false);
+          picked!.begun = { message, done: 0 };
+          this.#rig.guest.run();
+          this.#fragment(picked!, 65_536);
+        }
+        return `${bytes} bytes`;
+      }
+      case "hostMessage": {
+        let text = "";
+        for (let i = 0; i < step.count; i++) {
+          const { bytes, endOfRecord, waits } = step;
+          text = this.#hostMessage(picked!, bytes, endOfRecord, waits);
+        }
+        return text;
+      }
       case "hostReceive": {
         let count = 0;
         while (count < step.count && this.#hostReceive(picked!)) count++;
@@ -236,7 +262,7 @@ export class MessageWorld implements ScriptWorld<MessageStep> {
         return "";
       case "migrateAll": {
         if (live.some((one) => this.#underWay(one))) this.run.midFlight = true;
-        const ends = new Map(rig.migrate(true));
+        const ends = new Map(rig.migrate("move"));
         this.#listener = rig.host.listen(PORT, { type: "seqpacket" });
         for (const connection of this.#all) {
           const after = connection.program && ends.get(connection.program);
@@ -285,8 +311,8 @@ export class MessageWorld implements ScriptWorld<MessageStep> {
       }
       if (!news) break;
     }
-    for (const { up, down } of this.#all) {
-      for (const one of [up, down]) {
+    for (const { up, down, tempted } of this.#all) {
+      for (const one of tempted ? [] : [up, down]) {
         if (one.lossy !== "" || one.waiting.length === 0) continue;
         throw new Violation("progress", `${one}`);
       }
@@ -381,6 +407,7 @@ export class MessageWorld implements ScriptWorld<MessageStep> {
     connection: Connection,
     bytes: number,
     endOfRecord: boolean,
+    waits: boolean,
   ): string {
     const { program, down, bufAlloc, hostEnded, guestShut } = connection;
     if (program === null || hostEnded || connection.over) return "";
@@ -388,6 +415,12 @@ export class MessageWorld implements ScriptWorld<MessageStep> {
     const most = Math.min(bufAlloc, this.#setup.deviceBuffer);
     expectSame("credit", "longest message", program.maxMessageBytes, most);
     const message = down.offer(bytes, endOfRecord);
+    if (waits && bytes <= most && down.waiting.length === 0) {
+      // There is room, so that it is sent at once.
+      program.send(message.bytes, { endOfRecord }).catch(() => {});
+      down.sent(message);
+      return `${bytes} bytes`;
+    }
     let sent = false;
     try {
       sent = program.trySend(message.bytes, { endOfRecord });
@@ -436,7 +469,11 @@ export class MessageWorld implements ScriptWorld<MessageStep> {
     connection.program = null;
     connection.hostEnded = down.ended = true;
     up.cut("the host's program has closed");
+    program[Symbol.dispose]();
     program.close();
+    program.closeWrite();
+    refused(TypeError, () => program.tryReceive());
+    refused(TypeError, () => program.trySend(new Uint8Array(1)));
   }
 
   // -- At rest --
@@ -458,6 +495,9 @@ export class MessageWorld implements ScriptWorld<MessageStep> {
     this.#due = [];
     this.#came = [];
     expectSame("rst-rules", "what was answered", came, due);
+    // One that waits gets the next one.
+    if (this.#waits) this.#listener.accept().catch(() => {});
+    this.#waits = false;
     while (this.#listener.tryAccept() !== null);
     for (const program of host.messageConnections) {
       const { guestPort, hostPort } = program;
@@ -472,6 +512,8 @@ export class MessageWorld implements ScriptWorld<MessageStep> {
   #checkRest(connection: Connection): void {
     const { down, whole, fwdCnt, guestShut, deviceShut } = connection;
     const takes = (guestShut & SHUTDOWN_RCV) === 0;
+    // A message that does not fit any more is found by the clock.
+    if (connection.tempted) return;
     if (!takes || whole > fwdCnt || connection.bufAlloc === 0) return;
     // Nothing is unread but fragments of a message that fits.
     if (down.waiting.length > 0 && down.lossy === "") {
@@ -602,10 +644,16 @@ export function messageSteps(): fc.Arbitrary<MessageStep>[] {
   const fromGuest = [
     of("message", { pick, bytes, endOfRecord }),
     of("fragment", { pick, bytes }),
-    of("rest", { pick }),
+    of("rest", { pick, more: fc.nat(3) }),
   ];
   const fromHost = [
-    of("hostMessage", { pick, bytes, endOfRecord }),
+    of("hostMessage", {
+      pick,
+      bytes,
+      endOfRecord,
+      count: fc.integer({ min: 1, max: 4 }),
+      waits: fc.boolean(),
+    }),
     of("read", { pick, grows: fc.constantFrom(0, 0, 0, 100) }),
   ];
   return [

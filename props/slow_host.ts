@@ -10,6 +10,7 @@ import {
   type MessagesRequest,
   type PendingConnect,
   type RestoredConnection,
+  STREAM_BROKEN,
   type StreamEvents,
 } from "../device/vsock/host.ts";
 import type {
@@ -27,6 +28,8 @@ type Room = {
   taken: number;
   messages: number;
   owed: boolean;
+  /** It takes nothing any more, and says so when it is asked. */
+  broken: boolean;
   events: StreamEvents;
 };
 
@@ -240,10 +243,18 @@ export class SlowHost implements HostSide {
 
   /** The room of a program: what it took before a migration still waits to be read. */
   #enter(program: object, events: StreamEvents): Room {
-    const { taken = 0, messages = 0 } = this.#rooms.get(program) ?? {};
-    const room = { taken, messages, owed: false, events };
+    const { taken = 0, messages = 0, broken = false } =
+      this.#rooms.get(program) ?? {};
+    const room = { taken, messages, owed: false, broken, events };
     this.#rooms.set(program, room);
     return room;
+  }
+
+  /** A program reads no more, as a socket that is shut down: the device hears of it when it writes. */
+  breakOff(program: LoopbackConn): void {
+    const room = this.#rooms.get(program)!;
+    room.broken = true;
+    room.events.hostWritable();
   }
 
   #free(room: Room, bytes: number): void {
@@ -282,6 +293,7 @@ export class SlowHost implements HostSide {
       events,
     );
     const writeBytes = (bytes: Uint8Array): number => {
+      if (room.broken) return STREAM_BROKEN;
       const free = Math.max(0, this.#room - room.taken);
       const count = stream.writeBytes(bytes.subarray(0, free));
       if (count < 0) return count;

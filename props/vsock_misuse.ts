@@ -11,7 +11,7 @@ import { Violation } from "./violation.ts";
 import type { VsockRig } from "./vsock_rig.ts";
 
 /** How many calls there are. */
-export const MISUSES = 11;
+export const MISUSES = 12;
 
 /**
  * Makes call `which`.
@@ -63,6 +63,14 @@ export function misuse(rig: VsockRig, which: number): string {
       if (reason === "") throw new Violation("misuse", "a connect hangs");
       return reason;
     }
+    case 10:
+      // Neither a device without seqpackets takes one, nor a guest.
+      other.attach({ connect: () => unexpected(), process: () => false });
+      other.connect(1, { type: "seqpacket" }).then(unexpected, () => {});
+      if (rig.streamsOnly) {
+        host.connect(1, { type: "seqpacket" }).then(unexpected, () => {});
+      }
+      return "";
     default: {
       if (make({}).process()) {
         throw new Violation("misuse", "a device without a driver has work");

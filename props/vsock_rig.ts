@@ -59,6 +59,8 @@ export type VsockSetup = {
   maxConnections: number;
   /** Connections that wait for the guest to accept them. */
   backlog: number;
+  /** The guest has no seqpackets. False unless told. */
+  streamsOnly?: boolean;
 };
 
 /** What is wrong with a snapshot, in words. */
@@ -131,6 +133,7 @@ export class VsockRig {
       queueSize: size,
       eventIdx,
       indirectEntries: indirect ? 4 : 0,
+      seqpackets: setup.streamsOnly !== true,
       memoryBytes: memoryFor(maxPayload * size),
       driver: {
         rxLayout: RX_LAYOUTS[rx],
@@ -149,29 +152,41 @@ export class VsockRig {
   }
 
   /**
-   * Moves the guest to another device, and its host programs to another host side where they are told to;
-   * otherwise they stay. Returns what programs had before and have now.
+   * Moves the guest to another device. Its host programs stay where they are, move to another host side, or are
+   * lost. Returns what those that moved had before and have now.
    *
    * @throws {Violation} when saving changes what is saved, or the other device is not where this one was.
    */
-  migrate(hostToo = false): [before: object, after: object][] {
+  migrate(
+    programs: "stay" | "move" | "are lost" = "stay",
+  ): [before: object, after: object][] {
     const { guest } = this;
     const saved = JSON.stringify(guest.virtio.save());
     const again = JSON.stringify(guest.virtio.save());
     expectSame("snapshot", "what is saved twice", again, saved);
     this.host.detach();
     this.slow.forgetRequests();
-    const ends = hostToo ? this.#moveHost() : [];
+    const ends = programs === "move" ? this.#moveHost() : [];
+    if (programs === "are lost") this.#loseHost();
     this.device = this.#newDevice();
     this.host.attach(this.slow.before(this.device));
     const moved = JSON.stringify(guest.migrate(this.device));
     expectSame("snapshot", "what was moved", moved, saved);
     // Of a program that waits for the guest's answer nothing is saved.
-    if (!hostToo || !saved.includes('"asking-guest"')) {
+    const whole = programs === "stay" ||
+      (programs === "move" && !saved.includes('"asking-guest"'));
+    if (whole) {
       const restored = JSON.stringify(guest.virtio.save());
       expectSame("snapshot", "what was restored", restored, saved);
     }
     return ends;
+  }
+
+  #loseHost(): void {
+    this.host = new LoopbackHost({
+      schedule: (work) => this.guest.schedule(work),
+    });
+    this.slow.moveTo(this.host, []);
   }
 
   #moveHost(): [before: object, after: object][] {
@@ -207,6 +222,11 @@ export class VsockRig {
     return words.join("; ");
   }
 
+  /** True where the guest has no seqpackets. */
+  get streamsOnly(): boolean {
+    return this.#setup.streamsOnly === true;
+  }
+
   /** Notes what is known of the queues: of the guest's own, unless told. */
   tell(run: QueueRun): void {
     const { size, indirect, rx, tx } = this.#setup;
@@ -230,6 +250,13 @@ export class VsockRig {
     this.slow.wasRead(conn, count ?? 0);
     this.guest.wake();
     return count;
+  }
+
+  /** A host program reads the `count` bytes that there are, and hears how many later. */
+  hostReadLater(conn: LoopbackConn, target: Uint8Array, count: number): void {
+    conn.read(target).catch(() => {});
+    this.slow.wasRead(conn, count);
+    this.guest.wake();
   }
 
   /** A host program receives the next message; null where there is none. See `LoopbackMessages.tryReceive`. */

@@ -292,7 +292,7 @@ export class StreamWorld implements ScriptWorld<VsockStep> {
   #migrateAll(): void {
     const rig = this.#rig;
     this.#lostPorts = rig.device.save().nextHostPort;
-    const ends = new Map(rig.migrate(true));
+    const ends = new Map(rig.migrate("move"));
     this.#hostListener = rig.host.listen(HOST_PORT);
     for (const stream of this.#streams) {
       const after = stream.host && ends.get(stream.host);
@@ -463,7 +463,10 @@ export class StreamWorld implements ScriptWorld<VsockStep> {
     const { down } = model;
     if (host === null || model.hostDone || down.ended) return 0;
     try {
-      const few = atMost(bytes, down, this.#setup.guestBuffer);
+      const { guestBuffer, rx } = this.#setup;
+      // One packet may be all that there is room for.
+      const packet = RX_LAYOUTS[rx].reduce((sum, piece) => sum + piece, -44);
+      const few = atMost(bytes, down, Math.min(guestBuffer, packet));
       const sent = host.tryWrite(down.offer(few));
       down.sent += sent;
       return sent;

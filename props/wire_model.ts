@@ -82,6 +82,9 @@ export class WireConnection {
   /** The host program sends no more, or has closed. */
   hostEnded = false;
   hostClosed = false;
+  /** The host program takes nothing any more, and the device has seen it. */
+  deaf = false;
+  deafSeen = false;
   /** When the device gives up. */
   deadline: number = Infinity;
 
@@ -149,8 +152,8 @@ export class WireModel {
   }
 
   /** Bytes that have left the device's buffer. */
-  passedOn({ up, hostClosed }: WireConnection): number {
-    return hostClosed
+  passedOn({ up, hostClosed, deafSeen }: WireConnection): number {
+    return hostClosed || deafSeen
       ? up.sent
       : Math.min(up.sent, up.received + this.#setup.hostRoom);
   }
@@ -237,6 +240,7 @@ export class WireModel {
       return this.#fail(connection, packet);
     }
     up.sent += len;
+    if (connection.deaf) connection.deafSeen = true;
   }
 
   #shutdown(connection: WireConnection, packet: WirePacket): void {
@@ -317,6 +321,26 @@ export class WireModel {
     this.#due = this.#due.filter((one) =>
       !(one.startsWith("RESPONSE") && one.endsWith(to))
     );
+  }
+
+  /** A host program takes nothing any more, as the device sees where bytes wait, or when more come. */
+  hostBreaks(connection: WireConnection): void {
+    connection.deaf = true;
+    connection.up.cut("the host's program takes nothing any more");
+    if (connection.up.sent > this.passedOn(connection)) {
+      connection.deafSeen = true;
+    }
+  }
+
+  /** The device goes on without host programs: connections that had one are reset. */
+  losesPrograms(): void {
+    for (const connection of this.connections) {
+      const { state } = connection;
+      if (state === "open" || state === "offered") {
+        this.#resetByDevice(connection);
+      }
+    }
+    this.#lingering.clear();
   }
 
   /** The device has lost all connections, and the guest knows. */
@@ -431,7 +455,7 @@ export class WireModel {
       }
       down.takeEnd();
     }
-    if ((flags & NO_RECEIVE) !== 0 && !hostClosed) {
+    if ((flags & NO_RECEIVE) !== 0 && !hostClosed && !connection.deafSeen) {
       throw new Violation("packets", "the host's program has not closed");
     }
     connection.deviceShut |= flags;

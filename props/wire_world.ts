@@ -59,8 +59,9 @@ export type WireStep =
   | { do: "answer"; pick: number; accept: boolean }
   | { do: "hostConnect"; port: number }
   | { do: "hostAnswer"; accept: boolean }
-  | { do: "hostSend" | "hostRead"; pick: number; bytes: number }
-  | { do: "hostCloseWrite" | "hostClose"; pick: number }
+  /** By itself, or in its own time. */
+  | { do: "hostSend" | "hostRead"; pick: number; bytes: number; waits: boolean }
+  | { do: "hostCloseWrite" | "hostClose" | "hostBreak"; pick: number }
   | { do: "flood"; packets: number }
   | { do: "time"; ms: number }
   /** A host program that connects and gives up once it has asked. */
@@ -69,7 +70,9 @@ export type WireStep =
   | { do: "resetConnections" }
   | { do: "misuse"; which: number }
   | { do: "spoiledSnapshot"; seed: number }
-  | { do: "restore" | "migrate" | "migrateAll" | "transportReset" };
+  | { do: "restore" | "migrate" | "migrateAll" | "transportReset" }
+  /** The host programs of a device that moves are not there any more. */
+  | { do: "migrateAlone" };
 
 const GUEST_CID = 3;
 const LISTENING_PORT = 1234;
@@ -97,6 +100,7 @@ export class WireWorld implements ScriptWorld<WireStep> {
   #listeners: LoopbackListener[];
   readonly #programs: Map<LoopbackConn, WireConnection> = new Map();
   #strays = 0;
+  #waits = true;
   #connects = 0;
   #events = 0;
 
@@ -202,12 +206,20 @@ export class WireWorld implements ScriptWorld<WireStep> {
         return `port ${guestPort}`;
       }
       case "hostSend":
-        return `${this.#hostSend(picked!, step.bytes)} bytes`;
+        return `${this.#hostSend(picked!, step.bytes, step.waits)} bytes`;
+      case "hostBreak": {
+        const program = this.#programOf(picked!);
+        if (program === null || picked!.state !== "open") return "";
+        model.hostBreaks(picked!);
+        rig.slow.breakOff(program);
+        rig.guest.wake();
+        return "";
+      }
       case "hostRead": {
         const programs = [...this.#programs.keys()];
         const program = programs[step.pick % (programs.length || 1)];
         if (program === undefined) return "";
-        return `${this.#hostRead(program, step.bytes)} bytes`;
+        return `${this.#hostRead(program, step.bytes, step.waits)} bytes`;
       }
       case "hostCloseWrite": {
         const program = this.#programOf(picked!);
@@ -253,10 +265,24 @@ export class WireWorld implements ScriptWorld<WireStep> {
       case "migrateAll":
         this.#migrateAll();
         return "";
+      case "migrateAlone":
+        for (const { state } of connections) {
+          if (state === "offered") this.#connects--;
+        }
+        model.losesPrograms();
+        rig.migrate("are lost");
+        this.#programs.clear();
+        this.#listeners = this.#listen();
+        return "";
       case "spoiledSnapshot":
         return rig.offerSpoiled(step.seed);
-      case "misuse":
-        return misuse(rig, step.which);
+      case "misuse": {
+        const before = rig.slow.connects.refused;
+        const outcome = misuse(rig, step.which);
+        // One that was refused at once.
+        this.#connects += rig.slow.connects.refused - before;
+        return outcome;
+      }
       case "resetConnections":
         model.endsAll();
         rig.device.resetConnections();
@@ -274,7 +300,7 @@ export class WireWorld implements ScriptWorld<WireStep> {
 
   #migrateAll(): void {
     const rig = this.#rig;
-    const ends = rig.migrate(true);
+    const ends = rig.migrate("move");
     this.#listeners = this.#listen();
     for (const [before, after] of ends as [LoopbackConn, LoopbackConn][]) {
       const connection = this.#programs.get(before);
@@ -467,20 +493,38 @@ export class WireWorld implements ScriptWorld<WireStep> {
     return null;
   }
 
-  #hostSend(connection: WireConnection, bytes: number): number {
+  #hostSend(
+    connection: WireConnection,
+    bytes: number,
+    waits = false,
+  ): number {
     const program = this.#programOf(connection);
     if (program === null || connection.hostEnded) return 0;
     if ((connection.guestShut & 1) !== 0) return 0;
     const { down } = connection;
+    if (waits && down.received === down.sent) {
+      // There is room, so that all is written at once.
+      program.write(down.offer(bytes)).catch(() => {});
+      down.sent += bytes;
+      return bytes;
+    }
     const sent = program.tryWrite(down.offer(bytes));
     down.sent += sent;
     return sent;
   }
 
-  #hostRead(program: LoopbackConn, bytes: number): number {
+  #hostRead(program: LoopbackConn, bytes: number, waits = false): number {
     const connection = this.#programs.get(program)!;
     const { up, state } = connection;
     const target = new Uint8Array(bytes);
+    const there = this.#model.passedOn(connection) - up.received;
+    if (waits && state === "open" && up.lossy === "" && there > 0) {
+      // It has something to read, so that it reads at once.
+      const count = Math.min(there, bytes);
+      this.#rig.hostReadLater(program, target, count);
+      up.take(target.subarray(0, count));
+      return count;
+    }
     try {
       const count = this.#rig.hostRead(program, target);
       if (count === null) up.takeEnd();
@@ -500,7 +544,7 @@ export class WireWorld implements ScriptWorld<WireStep> {
 
   #hostClose(program: LoopbackConn, connection: WireConnection): void {
     this.#model.hostCloses(connection);
-    program.close();
+    program[Symbol.dispose]();
     program.close();
     program.closeWrite();
     refused(TypeError, () => program.tryRead(new Uint8Array(1)));
@@ -532,7 +576,12 @@ export class WireWorld implements ScriptWorld<WireStep> {
     const [violation] = driver.violations;
     if (violation !== undefined) throw new Violation("packets", violation);
     expectSame("packets", "events", driver.events, this.#events);
-    for (const listener of this.#listeners) while (listener.tryAccept());
+    for (const listener of this.#listeners) {
+      // One that waits gets the next one.
+      if (this.#waits) listener.accept().catch(() => {});
+      while (listener.tryAccept());
+    }
+    this.#waits = false;
     for (const program of host.connections) {
       if (this.#programs.has(program)) continue;
       const { guestPort, hostPort } = program;
@@ -572,7 +621,10 @@ function concat(a: Uint8Array, b: Uint8Array): Uint8Array {
 }
 
 /** What guest and device may be made with. */
-export const WIRE_SETUPS: fc.Arbitrary<VsockSetup> = STREAM_SETUPS;
+export const WIRE_SETUPS: fc.Arbitrary<VsockSetup> = fc.tuple(
+  STREAM_SETUPS,
+  fc.boolean(),
+).map(([setup, streamsOnly]) => ({ ...setup, streamsOnly }));
 
 /** What a script of packets may be about more than of anything else. */
 export type WireTheme = "credit" | "packets" | "floods";
@@ -627,8 +679,9 @@ export function wireSteps(theme: WireTheme): fc.Arbitrary<WireStep>[] {
     read: fc.nat(4),
     ask: fc.boolean(),
   });
-  const hostSend = of("hostSend", { pick, bytes });
-  const hostRead = of("hostRead", { pick, bytes });
+  const waits = fc.boolean();
+  const hostSend = of("hostSend", { pick, bytes, waits });
+  const hostRead = of("hostRead", { pick, bytes, waits });
   const themed = {
     credit: [data, data, credit, credit, credit, hostSend, hostSend, hostRead],
     packets: [
@@ -667,10 +720,12 @@ export function wireSteps(theme: WireTheme): fc.Arbitrary<WireStep>[] {
     shutdown,
     of("hostCloseWrite", { pick }),
     of("hostClose", { pick }),
+    of("hostBreak", { pick }),
     of("time", { ms: fc.constantFrom(5, 30, 1500, 5000, 9000) }),
     of("restore"),
     of("migrate"),
     of("migrateAll"),
+    of("migrateAlone"),
     of("transportReset"),
     of("hostWithdraw"),
     ...themed,

@@ -30,52 +30,70 @@ export function add(
   readable: readonly number[],
   writable: readonly number[],
   model: QueueModel,
-  { rig, run, history }: QueueWorld,
+  world: QueueWorld,
 ): string {
+  const [token] = addAll(1, readable, writable, model, world);
+  return token === undefined ? NO_ROOM : `buffer ${token}`;
+}
+
+/** The driver adds up to `count` buffers of segments of these lengths, at once where they are more than one; their tokens. */
+export function addAll(
+  count: number,
+  readable: readonly number[],
+  writable: readonly number[],
+  model: QueueModel,
+  { rig, run, history }: QueueWorld,
+): number[] {
   const lengths = [...readable, ...writable];
   const slots = model.slotsFor(lengths.length);
-  const cells = rig.takeCells(lengths.length);
-  if (cells === undefined) return NO_ROOM;
-  const segments = lengths.map((length, i) => ({
-    address: cells[i]!,
-    length,
-    writable: i >= readable.length,
-  }));
   const writableBytes = writable.reduce((sum, length) => sum + length, 0);
-  const buffer = {
-    generation: model.nextGeneration(),
-    segments,
-    slots,
-    writableBytes,
-    written: 0,
-    touched: 0,
-    overtaken: false,
-  };
-  const token = rig.add(buffer);
-  if (token === -1) {
-    rig.returnCells(cells);
-    if (slots <= model.free) {
+  const buffers: Omit<Exposed, "token">[] = [];
+  while (buffers.length < count) {
+    const cells = rig.takeCells(lengths.length);
+    if (cells === undefined) break;
+    const segments = lengths.map((length, i) => ({
+      address: cells[i]!,
+      length,
+      writable: i >= readable.length,
+    }));
+    buffers.push({
+      generation: model.nextGeneration(),
+      segments,
+      slots,
+      writableBytes,
+      written: 0,
+      touched: 0,
+      overtaken: false,
+    });
+  }
+  const tokens = buffers.length === 0 ? [] : rig.addAll(buffers);
+  for (const [i, buffer] of buffers.entries()) {
+    const token = tokens[i];
+    if (token === undefined) {
+      rig.returnCells(buffer.segments.map(({ address }) => address));
+      if (slots <= model.free) {
+        throw new Violation(
+          "progress",
+          `add() has no room for ${slots} of ${model.free} free descriptors`,
+        );
+      }
+      history?.driver.push(NO_ROOM);
+      continue;
+    }
+    if (slots > model.free) {
       throw new Violation(
-        "progress",
-        `add() has no room for ${slots} of ${model.free} free descriptors`,
+        "exactly-once",
+        `add() took ${slots} of ${model.free} free descriptors`,
       );
     }
-    history?.driver.push(NO_ROOM);
-    return NO_ROOM;
+    if (model.setup.format === "packed") {
+      rig.spoilIds(model.published + model.places(model.staged), slots);
+    }
+    model.add({ token, ...buffer });
+    history?.driver.push(`added ${buffer.generation}`);
+    if (model.isIndirect(lengths.length)) run.indirect = true;
   }
-  if (slots > model.free) {
-    throw new Violation(
-      "exactly-once",
-      `add() took ${slots} of ${model.free} free descriptors`,
-    );
-  }
-  if (model.setup.format === "packed") {
-    rig.spoilIds(model.published + model.places(model.staged), slots);
-  }
-  model.add({ token, ...buffer });
-  history?.driver.push(`added ${buffer.generation}`);
-  if (model.isIndirect(lengths.length)) run.indirect = true;
-  return `buffer ${token}`;
+  return tokens;
 }
 
 /** The device fetches up to `count` buffers. */
@@ -214,44 +232,69 @@ export function publishUsed(model: QueueModel, world: QueueWorld): void {
 export function reclaim(
   count: number,
   model: QueueModel,
-  { rig, run, history }: QueueWorld,
+  world: QueueWorld,
 ): string {
+  const { driver } = world.rig;
   const tokens: number[] = [];
   while (tokens.length < count) {
-    const token = rig.driver.reclaim();
-    const expected = model.used[0];
-    if (token !== (expected?.token ?? -1)) {
-      const early = model.used.some((buffer) => buffer.token === token);
-      throw new Violation(
-        early ? "use-order" : "exactly-once",
-        `reclaim() gave ${
-          token < 0 ? "nothing" : `buffer ${token}`
-        }, expected ${
-          expected === undefined ? "nothing" : `buffer ${expected.token}`
-        }`,
-      );
-    }
-    if (expected === undefined) break;
-    expectSame(
-      "used-length",
-      `usedLength of buffer ${token}`,
-      rig.driver.usedLength,
-      expected.written,
-    );
-    rig.checkReclaimed(expected);
-    const owner = model.owners.get(token)!.generation;
-    history?.driver.push(`got back ${owner}: ${rig.driver.usedLength}`);
-    if (model.setup.inOrder && model.oldest !== expected) {
-      throw new Violation(
-        "use-order",
-        `buffer ${token} came back before buffer ${model.oldest?.token}, which was made available before it`,
-      );
-    }
-    model.reclaim();
-    run.buffers++;
+    const token = driver.reclaim();
+    if (!reclaimed(token, driver.usedLength, model, world)) break;
     tokens.push(token);
   }
   return names(tokens);
+}
+
+/** The driver takes up to `count` used buffers back, as many of them at once as it sees at once. */
+export function reclaimBatch(
+  count: number,
+  model: QueueModel,
+  world: QueueWorld,
+): string {
+  const [next] = model.used;
+  const found = world.rig.reclaimBatch(count);
+  for (const [token, length] of found) reclaimed(token, length, model, world);
+  if (found.length === 0 && next !== undefined) {
+    throw new Violation(
+      "progress",
+      `reclaimBatch() gave nothing, expected buffer ${next.token}`,
+    );
+  }
+  const rest = reclaim(count - found.length, model, world);
+  return `${names(found.map(([token]) => token))}, then ${rest}`;
+}
+
+/** Compares what `reclaim()` gave, -1 where that was nothing; whether it gave a buffer. */
+function reclaimed(
+  token: number,
+  length: number,
+  model: QueueModel,
+  { rig, run, history }: QueueWorld,
+): boolean {
+  const expected = model.used[0];
+  if (token !== (expected?.token ?? -1)) {
+    const early = model.used.some((buffer) => buffer.token === token);
+    throw new Violation(
+      early ? "use-order" : "exactly-once",
+      `reclaim() gave ${token < 0 ? "nothing" : `buffer ${token}`}, expected ${
+        expected === undefined ? "nothing" : `buffer ${expected.token}`
+      }`,
+    );
+  }
+  if (expected === undefined) return false;
+  const what = `usedLength of buffer ${token}`;
+  expectSame("used-length", what, length, expected.written);
+  rig.checkReclaimed(expected);
+  const owner = model.owners.get(token)!.generation;
+  history?.driver.push(`got back ${owner}: ${length}`);
+  if (model.setup.inOrder && model.oldest !== expected) {
+    throw new Violation(
+      "use-order",
+      `buffer ${token} came back before buffer ${model.oldest?.token}, which was made available before it`,
+    );
+  }
+  model.reclaim();
+  run.buffers++;
+  return true;
 }
 
 /** The device has to part with its buffers: they are given back where that is possible, and used where not. */

@@ -143,6 +143,8 @@ type Weights = Record<QueueStep["do"], number>;
 const WEIGHTS: Readonly<Weights> = {
   add: 8,
   fill: 3,
+  addBatch: 3,
+  reclaimBatch: 2,
   publish: 8,
   needsKick: 3,
   fetch: 10,
@@ -232,6 +234,12 @@ export function steps(
       { readable: 1, writable: 1 },
       { readable: 0, writable: 3 },
     ),
+    addBatch: fc.record({
+      count: fc.integer({ min: 2, max: 4 }),
+      readable: fc.integer({ min: 1, max: 2 }),
+      writable: fc.nat(2),
+    }),
+    reclaimBatch: fc.record({ count: few }),
     publish: fc.constant({}),
     needsKick: fc.constant({}),
     fetch: fc.record({ count: few }),

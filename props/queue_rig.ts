@@ -10,6 +10,7 @@ import { PackedDevice } from "../ring/packed_device.ts";
 import { PackedDriver } from "../ring/packed_driver.ts";
 import type {
   BatchDeviceQueue,
+  BatchDriverQueue,
   DeviceQueue,
   DriverQueue,
   QueueConfig,
@@ -269,9 +270,28 @@ export class QueueRig {
     this.#cells.push(...cells);
   }
 
-  /** Adds the buffer's segments, with their bytes filled; returns what `add()` returned. */
-  add({ generation, segments }: Omit<Exposed, "token">): number {
-    const list = this.#list.clear();
+  /** Adds buffers, with their bytes filled, at once where they are more than one; the tokens of those that found room. */
+  addAll(buffers: readonly Omit<Exposed, "token">[]): number[] {
+    const { driver } = this;
+    if (buffers.length > 1 && isBatchDriver(driver)) {
+      const lists = buffers.map((buffer) => this.#fill(buffer));
+      const tokens = new Uint32Array(buffers.length);
+      return [...tokens.subarray(0, driver.addBatch(lists, tokens))];
+    }
+    const tokens: number[] = [];
+    for (const buffer of buffers) {
+      const token = driver.add(this.#fill(buffer, this.#list));
+      if (token < 0) break;
+      tokens.push(token);
+    }
+    return tokens;
+  }
+
+  #fill(
+    { generation, segments }: Omit<Exposed, "token">,
+    list: BufferList = new BufferList(segments.length),
+  ): BufferList {
+    list.clear();
     for (const { address, length, writable } of segments) {
       for (let i = 0; i < CELL; i++) {
         this.#bytes[this.#at(address + i)] = !writable && i < length
@@ -281,7 +301,24 @@ export class QueueRig {
       if (writable) list.addWritable(address, length);
       else list.addReadable(address, length);
     }
-    return this.driver.add(list);
+    return list;
+  }
+
+  /** Takes up to `count` used buffers back at once, where the driver can; their tokens and used lengths. */
+  reclaimBatch(count: number): [number, number][] {
+    const { driver } = this;
+    const most = Math.min(count, 16);
+    if (!isBatchDriver(driver)) {
+      const token = driver.reclaim();
+      return token < 0 ? [] : [[token, driver.usedLength]];
+    }
+    const tokens = new Uint32Array(most);
+    const lengths = new Float64Array(most);
+    const number = driver.reclaimBatch(tokens, lengths);
+    return Array.from(tokens.subarray(0, number), (token, i) => [
+      token,
+      lengths[i]!,
+    ]);
   }
 
   /**
@@ -537,6 +574,10 @@ export class QueueRig {
       ? this.#belowAt + address - this.#dataStart
       : this.#aboveAt + address - this.#border;
   }
+}
+
+function isBatchDriver(queue: DriverQueue): queue is BatchDriverQueue {
+  return "addBatch" in queue;
 }
 
 function isBatchQueue(queue: DeviceQueue): queue is BatchDeviceQueue {

@@ -33,9 +33,12 @@ export type RestoreWay =
 export type QueueStep =
   | { do: "add"; readable: number[]; writable: number[] }
   | { do: "fill"; readable: number; writable: number }
+  /** Some buffers at once. */
+  | { do: "addBatch"; count: number; readable: number; writable: number }
   | { do: "publish" }
   | { do: "needsKick" }
   | { do: "reclaim"; count: number }
+  | { do: "reclaimBatch"; count: number }
   | { do: "armInterrupts" }
   | { do: "disarmInterrupts" }
   | { do: "fetch"; count: number }
@@ -91,7 +94,8 @@ export function isPossible(
       const count = step.readable.length + step.writable.length;
       return count > 0 && (count <= size || model.isIndirect(count));
     }
-    case "fill": {
+    case "fill":
+    case "addBatch": {
       const count = step.readable + step.writable;
       return count <= size || model.isIndirect(count);
     }
@@ -148,6 +152,10 @@ export function describe(step: QueueStep): string {
       return `driver adds readable [${step.readable}] writable [${step.writable}]`;
     case "fill":
       return `driver fills the ring with buffers of ${step.readable} readable and ${step.writable} writable segments`;
+    case "addBatch":
+      return `driver adds ${step.count} buffers of ${step.readable} readable and ${step.writable} writable segments at once`;
+    case "reclaimBatch":
+      return `driver reclaims ${count} at once`;
     case "publish":
       return "driver publishes";
     case "needsKick":

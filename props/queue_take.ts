@@ -10,6 +10,7 @@ import {
 } from "../ring/notify.ts";
 import {
   add,
+  addAll,
   complete,
   completeBatch,
   fetch,
@@ -20,6 +21,7 @@ import {
   publishUsed,
   type QueueWorld,
   reclaim,
+  reclaimBatch,
   unpop,
 } from "./queue_actions.ts";
 import { judgeClosely } from "./queue_judges.ts";
@@ -120,6 +122,14 @@ function perform(
       while (add(readable, writable, model, world) !== NO_ROOM) added++;
       return `${added} buffers`;
     }
+    case "addBatch": {
+      const { count } = step;
+      const readable = new Array<number>(step.readable).fill(4);
+      const writable = new Array<number>(step.writable).fill(4);
+      return names(addAll(count, readable, writable, model, world));
+    }
+    case "reclaimBatch":
+      return reclaimBatch(step.count || Infinity, model, world);
     case "publish": {
       const news = model.staged.length > 0;
       const said = driver.publish();

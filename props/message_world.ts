@@ -37,7 +37,7 @@ import type { QueueRun } from "./queue_steps.ts";
 import { SLOW_MESSAGES } from "./slow_host.ts";
 import { newRun, type ScriptWorld } from "./script_property.ts";
 import { expectSame, Violation } from "./violation.ts";
-import { refused } from "./vsock_misuse.ts";
+import { refused } from "./refused.ts";
 import { VsockRig, type VsockSetup } from "./vsock_rig.ts";
 import type { WirePacket } from "./wire_model.ts";
 
@@ -97,6 +97,8 @@ type Connection = {
   over: boolean;
   /** The guest has done what the device may end the connection for. */
   tempted: boolean;
+  /** When the device has ended both directions. */
+  closingAt: number;
 };
 
 const PORT = 1234;
@@ -109,6 +111,8 @@ const MANY_EMPTIES = 1200;
 /** No more than a device keeps in any case. */
 const FEW_EMPTIES = 1000;
 const MAX_ROUNDS = 3000;
+/** How long a device waits for the answer to its SHUTDOWN of both directions. */
+const END_MS = 8000;
 const LONG_MS = 20_000;
 
 /** The device, its host programs, and a guest that is a model of it. */
@@ -311,6 +315,9 @@ export class MessageWorld implements ScriptWorld<MessageStep> {
       }
       if (!news) break;
     }
+    // A message that does not fit any more is found by the clock.
+    this.#rig.passTime(1100, false);
+    this.#rest();
     for (const { up, down, tempted } of this.#all) {
       for (const one of tempted ? [] : [up, down]) {
         if (one.lossy !== "" || one.waiting.length === 0) continue;
@@ -528,11 +535,14 @@ export class MessageWorld implements ScriptWorld<MessageStep> {
     const { op, srcPort, dstPort, type, flags, srcCid } = packet;
     expectSame("packets", "src_cid", srcCid, CID_HOST);
     expectSame("packets", "len", packet.len, payload.length);
-    const tempted = this.#live.get(`${dstPort}:${srcPort}`);
-    if (op === OP_RST && type === TYPE_SEQPACKET && tempted?.tempted) {
-      tempted.up.cut("the device has ended it");
-      this.#end(tempted);
-      return;
+    const ended = this.#live.get(`${dstPort}:${srcPort}`);
+    if (op === OP_RST && type === TYPE_SEQPACKET && ended !== undefined) {
+      const late = this.#rig.now >= ended.closingAt + END_MS;
+      if (ended.tempted || late) {
+        ended.up.cut("the device has ended it");
+        this.#end(ended);
+        return;
+      }
     }
     if (op === OP_RST || op === OP_RESPONSE) {
       this.#came.push(words(op, dstPort, srcPort, type));
@@ -567,6 +577,9 @@ export class MessageWorld implements ScriptWorld<MessageStep> {
     } else if (op === OP_SHUTDOWN) {
       if ((flags & SHUTDOWN_SEND) !== 0) connection.down.takeEnd();
       connection.deviceShut |= flags;
+      if (connection.deviceShut === SHUTDOWN_BOTH) {
+        connection.closingAt = this.#rig.now;
+      }
     }
   }
 
@@ -603,6 +616,7 @@ export class MessageWorld implements ScriptWorld<MessageStep> {
       hostEnded: false,
       over: false,
       tempted: false,
+      closingAt: Infinity,
     };
     this.#all.push(connection);
     this.#live.set(`${guestPort}:${hostPort}`, connection);

@@ -7,11 +7,13 @@
 import { VsockDevice } from "../device/vsock/device.ts";
 import { LoopbackHost } from "../device/vsock/loopback.ts";
 import { VirtioDevice } from "../device/virtio_device.ts";
+import { useListener, useMessages, useStream } from "./loopback_use.ts";
+import { refused } from "./refused.ts";
 import { Violation } from "./violation.ts";
 import type { VsockRig } from "./vsock_rig.ts";
 
 /** How many calls there are. */
-export const MISUSES = 12;
+export const MISUSES = 15;
 
 /**
  * Makes call `which`.
@@ -71,6 +73,12 @@ export function misuse(rig: VsockRig, which: number): string {
         host.connect(1, { type: "seqpacket" }).then(unexpected, () => {});
       }
       return "";
+    case 11:
+      return useStream();
+    case 12:
+      return useMessages();
+    case 13:
+      return useListener();
     default: {
       if (make({}).process()) {
         throw new Violation("misuse", "a device without a driver has work");
@@ -82,20 +90,4 @@ export function misuse(rig: VsockRig, which: number): string {
 
 function unexpected(): never {
   throw new Violation("misuse", "what must be refused is taken");
-}
-
-/** Calls what throws an error of `kind`. */
-export function refused(
-  kind: new (message: string) => Error,
-  call: () => unknown,
-): string {
-  try {
-    call();
-  } catch (error) {
-    if (error instanceof kind && error.message.startsWith("Cannot ")) {
-      return error.message;
-    }
-    throw new Violation("misuse", `${error} where a ${kind.name} is due`);
-  }
-  throw new Violation("misuse", `no ${kind.name}`);
 }

@@ -27,7 +27,8 @@ import {
 import type { QueueRun } from "./queue_steps.ts";
 import { newRun, type ScriptWorld } from "./script_property.ts";
 import { expectSame, Violation } from "./violation.ts";
-import { misuse, MISUSES, refused } from "./vsock_misuse.ts";
+import { refused } from "./refused.ts";
+import { misuse, MISUSES } from "./vsock_misuse.ts";
 import { VsockRig, type VsockSetup } from "./vsock_rig.ts";
 import { STREAM_SETUPS } from "./vsock_stream_world.ts";
 import {

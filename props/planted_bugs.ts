@@ -36,7 +36,11 @@ export async function runPlant(
   try {
     await plantInCopy(plant, root, copy);
     const started = performance.now();
-    const outcome = await runProperties(copy, seconds, seed);
+    const ofStreams = plant.edits.every(({ file }) =>
+      file.startsWith("device/vsock/")
+    );
+    const near = ofStreams ? "vsock" : "";
+    const outcome = await runProperties(copy, seconds, seed, near);
     return { plant, seconds: (performance.now() - started) / 1000, outcome };
   } finally {
     await Deno.remove(copy, { recursive: true });
@@ -69,11 +73,17 @@ async function runProperties(
   copy: string,
   seconds: number,
   seed: number,
+  near: string,
 ): Promise<PlantedFinding | string> {
   const limit = AbortSignal.timeout((seconds + GRACE_SECONDS) * 1000);
   const command = new Deno.Command(Deno.execPath(), {
     args: ["run", "-A", "--quiet", "--config", `${copy}/deno.json`]
-      .concat(`${copy}/props/planted_run.ts`, String(seconds), String(seed)),
+      .concat(
+        `${copy}/props/planted_run.ts`,
+        String(seconds),
+        String(seed),
+        near,
+      ),
     stdout: "piped",
     stderr: "piped",
     signal: limit,

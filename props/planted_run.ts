@@ -40,17 +40,28 @@ const ORDERED: readonly NamedProperty[] = [
   ...PROPERTIES.filter(({ name }) => AT_A_GLANCE.test(name)),
 ];
 
-/** Runs of one property at a time. */
+/** Runs of one property at a time, and of one that is about what was changed. */
 const TURN_RUNS = 40;
+const NEAR_RUNS = 160;
+/** Seconds after which the next one has its turn. */
+const TURN_SECONDS = 1;
 
-function find(seconds: number, seed: number): PlantedFinding {
+/** @param near Properties below this name come first. */
+function find(seconds: number, seed: number, near: string): PlantedFinding {
+  const isNear = ({ name }: NamedProperty) => name.startsWith(`${near}/`);
+  const properties = [
+    ...ORDERED.filter(isNear),
+    ...ORDERED.filter((property) => !isNear(property)),
+  ];
   const started = performance.now();
   const finding: PlantedFinding = { runs: 0, seconds: 0, failure: null };
   const passed = () => (performance.now() - started) / 1000;
   for (let turn = 0; finding.failure === null; turn++) {
-    for (const property of ORDERED) {
+    for (const property of properties) {
       if (passed() >= seconds) break;
-      const limits = { runs: TURN_RUNS, seconds };
+      const limits = isNear(property)
+        ? { runs: NEAR_RUNS, seconds: 4 * TURN_SECONDS }
+        : { runs: TURN_RUNS, seconds: TURN_SECONDS };
       const { runs, failure } = runCampaign(
         property,
         (seed + 1000 * turn) | 0,
@@ -80,6 +91,6 @@ function startOf(setup: object): number {
 }
 
 if (import.meta.main) {
-  const [seconds, seed] = Deno.args.map(Number);
-  console.log(JSON.stringify(find(seconds!, seed!)));
+  const [seconds, seed, near] = Deno.args;
+  console.log(JSON.stringify(find(Number(seconds), Number(seed), near ?? "")));
 }

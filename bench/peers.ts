@@ -1,7 +1,7 @@
 import { fromFileUrl } from "./paths.ts";
 
 /** Folder for what is built, which git ignores. */
-const CACHE: string = fromFileUrl(
+export const CACHE: string = fromFileUrl(
   new URL("../.ci/.cache/bench/", import.meta.url),
 );
 
@@ -40,7 +40,8 @@ export async function buildRust(): Promise<Built> {
   return await build("cargo", options, path);
 }
 
-async function build(
+/** Runs a compiler that leaves a program at `path`. */
+export async function build(
   command: string,
   args: string[],
   path: string,

@@ -1,0 +1,499 @@
+/**
+ * `deno task bench:host`: the device as its users start it beside vhost-device-vsock, by turns, each driven over
+ * its vhost-user socket by the same guest, with the same host programs at the other end.
+ *
+ * @module
+ */
+
+import {
+  buildPeer,
+  buildProgram,
+  cpuSeconds,
+  PEER_VERSION,
+  residentBytes,
+  Side,
+} from "./host/processes.ts";
+import { GUEST_PORT, type LoadRequest, PROGRAM_PORT } from "./host/load.ts";
+import { fromFileUrl } from "./paths.ts";
+import { median, table } from "./stats.ts";
+
+const MB = 1e6;
+const MIB = 1024 * 1024;
+const GIB = 1024 * MIB;
+const IDLE_CONNECTIONS = 1_000;
+
+/** A ratio that is asked for: of ours over the peer's. */
+type Bar = { least: number } | { most: number };
+
+/** One load, for each side by turns. */
+type HostCase = {
+  name: string;
+  /** The load with that many bytes or operations. */
+  request: (amount: number) => LoadRequest;
+  /** Amount of the first try, by which that of the rounds is found. */
+  first: number;
+  /** What is measured, of one round. */
+  figures: readonly Figure[];
+};
+
+type Round = {
+  seconds: number;
+  amount: number;
+  cpu: number;
+  p50: number;
+  p99: number;
+};
+
+type Figure = {
+  name: string;
+  unit: string;
+  of: (round: Round) => number;
+  digits: number;
+  bar?: Bar;
+};
+
+function streamCase(
+  kind: "guest-to-host" | "host-to-guest",
+  size: number,
+  connections: number,
+  bar: number,
+  cpuBar: number,
+): HostCase {
+  const way = kind.replaceAll("-", " ");
+  const many = connections === 1 ? "" : `, ${connections} connections`;
+  const name = `${way}, ${sizeName(size)}${many}`;
+  return {
+    name,
+    request: (bytes) => ({ kind, size, bytes, connections }),
+    first: Math.max(size * 20_000, 4 * MB) / 4,
+    figures: [
+      {
+        name,
+        unit: "MB/s",
+        of: ({ amount, seconds }) => amount / seconds / MB,
+        digits: 0,
+        ...(bar > 0 ? { bar: { least: bar } } : {}),
+      },
+      {
+        name: `${name}: CPU`,
+        unit: "s/GiB",
+        of: ({ cpu, amount }) => cpu / (amount / GIB),
+        digits: 2,
+        ...(cpuBar > 0 ? { bar: { most: cpuBar } } : {}),
+      },
+    ],
+  };
+}
+
+function sizeName(size: number): string {
+  return size < 1024 ? `${size} B` : `${size / 1024} KiB`;
+}
+
+function connectCase(kind: "connect" | "accept", window: number): HostCase {
+  const who = kind === "connect" ? "guest" : "host";
+  return {
+    name: `connects by the ${who}, ${window} at a time`,
+    request: (count) =>
+      kind === "connect"
+        ? { kind, count: Math.ceil(count), window }
+        : { kind, count: Math.ceil(count) },
+    first: 200,
+    figures: [{
+      name: `connects by the ${who}, ${window} at a time`,
+      unit: "1/s",
+      of: ({ amount, seconds }) => amount / seconds,
+      digits: 0,
+      bar: { least: 1.2 },
+    }],
+  };
+}
+
+const CASES: readonly HostCase[] = [
+  streamCase("guest-to-host", 64, 1, 3, 0.6),
+  streamCase("guest-to-host", 1024, 1, 3, 0.6),
+  streamCase("guest-to-host", 4096, 1, 2.5, 0.6),
+  streamCase("guest-to-host", 65536, 1, 1.6, 1),
+  streamCase("host-to-guest", 64, 1, 1, 0.6),
+  streamCase("host-to-guest", 1024, 1, 1.6, 0.6),
+  streamCase("host-to-guest", 4096, 1, 2.8, 0.6),
+  streamCase("host-to-guest", 65536, 1, 4.5, 0.6),
+  {
+    name: "round trip, 64 B",
+    request: (count) => ({
+      kind: "round-trip",
+      size: 64,
+      count: Math.ceil(count),
+    }),
+    first: 500,
+    figures: [
+      {
+        name: "round trip, 64 B, p50",
+        unit: "us",
+        of: ({ p50 }) => p50 / 1000,
+        digits: 1,
+        bar: { most: 0.8 },
+      },
+      {
+        name: "round trip, 64 B, p99",
+        unit: "us",
+        of: ({ p99 }) => p99 / 1000,
+        digits: 1,
+        bar: { most: 1 },
+      },
+    ],
+  },
+  connectCase("connect", 1),
+  connectCase("connect", 16),
+  connectCase("accept", 1),
+  connectCase("accept", 16),
+  ...[16, 256, 1000].flatMap((connections) => [
+    streamCase("guest-to-host", 4096, connections, 0, 0),
+    streamCase("host-to-guest", 4096, connections, 0, 0),
+  ]),
+];
+
+/** What a quick run has: one of each kind. */
+const QUICK: ReadonlySet<string> = new Set([
+  "guest to host, 64 B",
+  "host to guest, 4 KiB",
+  "round trip, 64 B",
+  "connects by the guest, 16 at a time",
+  "connects by the host, 16 at a time",
+  "guest to host, 4 KiB, 16 connections",
+]);
+
+type Options = {
+  rounds: number;
+  filter: string;
+  check: boolean;
+  quick: boolean;
+  peer: string | null;
+  json: string | null;
+};
+
+const USAGE =
+  `Usage: deno task bench:host [--rounds N] [--filter TEXT] [--quick] [--peer PATH | --no-peer] [--json PATH] [--check]
+
+  --rounds N     rounds by turns [default: 9]
+  --filter TEXT  only cases whose name has it
+  --quick        one short round of few cases
+  --peer PATH    a vhost-device-vsock that is there already; none is built then
+  --no-peer      without vhost-device-vsock
+  --json PATH    also write every figure of every round to a file
+  --check        exit code 1 where a bar is missed
+`;
+
+function parse(args: readonly string[]): Options {
+  const options: Options = {
+    rounds: 9,
+    filter: "",
+    check: false,
+    quick: false,
+    peer: null,
+    json: null,
+  };
+  for (let i = 0; i < args.length; i++) {
+    const name = args[i]!;
+    if (name === "--help") {
+      print(USAGE);
+      Deno.exit(0);
+    }
+    if (name === "--check") options.check = true;
+    else if (name === "--quick") options.quick = true;
+    else if (name === "--no-peer") options.peer = "";
+    else if (["--rounds", "--filter", "--peer", "--json"].includes(name)) {
+      const value = args[++i];
+      if (value === undefined) throw new TypeError(`${name} needs a value`);
+      if (name === "--filter") options.filter = value;
+      else if (name === "--peer") options.peer = value;
+      else if (name === "--json") options.json = value;
+      else options.rounds = Number(value);
+    } else throw new TypeError(`unknown option ${name}\n${USAGE}`);
+  }
+  if (!(options.rounds >= 1)) throw new TypeError("--rounds needs a number");
+  return options;
+}
+
+/** One round of one side. */
+async function measure(
+  side: Side,
+  entry: HostCase,
+  amount: number,
+): Promise<Round> {
+  const request = entry.request(amount);
+  // Connections are opened before the clock runs.
+  if ("connections" in request) {
+    await side.load({ kind: "hold", connections: request.connections });
+  }
+  const before = cpuSeconds(side.pid);
+  let round: Round;
+  if (request.kind === "accept") {
+    const window = Number(entry.name.match(/(\d+) at a time/)![1]);
+    const { count } = request;
+    const ns = await side.connectFromHost(GUEST_PORT, count, window);
+    round = { seconds: ns / 1e9, amount: count, cpu: 0, p50: 0, p99: 0 };
+  } else {
+    const { ns, bytes, p50 = 0, p99 = 0 } = await side.load(request);
+    const amount = "count" in request ? request.count : bytes;
+    round = { seconds: ns / 1e9, amount, cpu: 0, p50, p99 };
+  }
+  round.cpu = cpuSeconds(side.pid) - before;
+  return round;
+}
+
+/** Rounds of one case by turns; by side, what each came to. */
+async function measureAll(
+  sides: readonly Side[],
+  entry: HostCase,
+  rounds: number,
+  seconds: number,
+): Promise<Round[][]> {
+  const amounts: number[] = [];
+  for (const side of sides) {
+    // Compilers that work at run time are done after the second one.
+    let amount = entry.first;
+    for (let i = 0; i < 2; i++) {
+      const tried = await measure(side, entry, amount);
+      amount = Math.max(
+        Math.min(tried.amount / tried.seconds * seconds, amount * 50),
+        entry.first / 4,
+      );
+    }
+    amounts.push(amount);
+  }
+  const columns = sides.map((): Round[] => []);
+  for (let round = 0; round < rounds; round++) {
+    for (let i = 0; i < sides.length; i++) {
+      // Another one is first in each round.
+      const at = (i + round) % sides.length;
+      columns[at]!.push(await measure(sides[at]!, entry, amounts[at]!));
+    }
+  }
+  return columns;
+}
+
+type Row = {
+  name: string;
+  unit: string;
+  digits: number;
+  values: Record<string, number[]>;
+  bar?: Bar;
+};
+
+/** Of each round, one figure over another's; the median. */
+function ratio(over: readonly number[], under: readonly number[]): number {
+  return median(over.map((value, i) => value / under[i]!));
+}
+
+function kept(value: number, bar: Bar | undefined): boolean {
+  if (bar === undefined || Number.isNaN(value)) return true;
+  return "least" in bar ? value >= bar.least : value <= bar.most;
+}
+
+function cells(row: Row): string[] {
+  const { values, bar, digits } = row;
+  const { split, packed, peer } = values;
+  const figure = (column: number[] | undefined) =>
+    column === undefined ? "-" : median(column).toFixed(digits);
+  const over = peer === undefined ? NaN : ratio(split!, peer);
+  const packedOver = peer === undefined ? NaN : ratio(packed!, peer);
+  const number = (value: number) =>
+    Number.isNaN(value) ? "-" : value.toFixed(2);
+  const missed = [
+    ...kept(over, bar) ? [] : ["split"],
+    ...kept(packedOver, bar) ? [] : ["packed"],
+  ];
+  return [
+    row.name,
+    row.unit,
+    figure(split),
+    figure(packed),
+    figure(peer),
+    number(over),
+    number(packedOver),
+    bar === undefined
+      ? "-"
+      : "least" in bar
+      ? `>= ${bar.least}`
+      : `<= ${bar.most}`,
+    missed.length === 0 ? "" : `missed: ${missed.join(", ")}`,
+  ];
+}
+
+async function idleRows(
+  sides: readonly Side[],
+  seconds: number,
+): Promise<Row[]> {
+  const rows: Row[] = [];
+  const add = (name: string, unit: string, digits: number) => {
+    const row: Row = { name, unit, digits, values: {} };
+    rows.push(row);
+    return row.values;
+  };
+  const start = add("memory at start", "MiB", 1);
+  const each = add(
+    `memory an idle connection, of ${IDLE_CONNECTIONS}`,
+    "KiB",
+    1,
+  );
+  const idle = add(`${IDLE_CONNECTIONS} idle connections: CPU`, "ms/s", 2);
+  for (const side of sides) {
+    start[side.name] = [side.startBytes / MIB];
+    // What the first connections of all take is not theirs.
+    await side.load({ kind: "hold", connections: 32 });
+    await side.load({ kind: "hold", connections: 0 });
+    const before = residentBytes(side.pid);
+    await side.load({ kind: "hold", connections: IDLE_CONNECTIONS });
+    await pause(0.2);
+    const after = residentBytes(side.pid);
+    each[side.name] = [(after - before) / 1024 / IDLE_CONNECTIONS];
+    const cpu = cpuSeconds(side.pid);
+    await pause(seconds);
+    idle[side.name] = [(cpuSeconds(side.pid) - cpu) * 1000 / seconds];
+    await side.load({ kind: "hold", connections: 0 });
+  }
+  return rows;
+}
+
+function pause(seconds: number): Promise<void> {
+  return new Promise((resolve) => setTimeout(resolve, seconds * 1000));
+}
+
+function print(text: string): void {
+  Deno.stdout.writeSync(new TextEncoder().encode(text));
+}
+
+/** Runs the command line; the exit code. */
+export async function main(args: readonly string[]): Promise<number> {
+  const { rounds: asked, filter, check, quick, peer: given, json } = parse(
+    args,
+  );
+  const rounds = quick ? 1 : asked;
+  const seconds = quick ? 0.02 : 0.25;
+  const program = await buildProgram();
+  if ("missing" in program) {
+    throw new Error(`the host programs are C: ${program.missing}`);
+  }
+  const peer = given === null
+    ? await buildPeer()
+    : given === ""
+    ? { missing: "--no-peer" }
+    : { path: given };
+  const folder = await Deno.makeTempDir({ prefix: "ringside_bench_" });
+  const sides: Side[] = [];
+  const rows: Row[] = [];
+  const loaded = new Map<Side, number>();
+  try {
+    const script = fromFileUrl(
+      new URL("../device/host/cli.ts", import.meta.url),
+    );
+    const ours = [Deno.execPath(), "run", "-A", "--quiet", script];
+    const start = async (
+      name: string,
+      command: readonly string[],
+      ring: "split" | "packed",
+    ) => {
+      sides.push(
+        await Side.start(
+          name,
+          command,
+          ring,
+          folder,
+          program.path,
+          PROGRAM_PORT,
+        ),
+      );
+    };
+    await start("split", ours, "split");
+    await start("packed", ours, "packed");
+    if ("path" in peer) await start("peer", [peer.path], "split");
+
+    // First, as a heap that has grown under load has room for a thousand connections.
+    if (filter === "" || "memory".includes(filter)) {
+      rows.push(...await idleRows(sides, quick ? 0.2 : 5));
+    }
+    for (const entry of CASES) {
+      if (!entry.name.includes(filter)) continue;
+      if (quick && !QUICK.has(entry.name)) continue;
+      const columns = await measureAll(sides, entry, rounds, seconds);
+      for (const { name, unit, digits, of, bar } of entry.figures) {
+        const values = Object.fromEntries(
+          sides.map((side, i) => [side.name, columns[i]!.map(of)]),
+        );
+        rows.push({ name, unit, digits, values, ...(bar ? { bar } : {}) });
+      }
+      for (const side of sides) {
+        const bytes = residentBytes(side.pid);
+        loaded.set(side, Math.max(bytes, loaded.get(side) ?? 0));
+      }
+      await Deno.stderr.write(new TextEncoder().encode(`${entry.name}\n`));
+    }
+    const load = { name: "memory under load, at most", unit: "MiB", digits: 1 };
+    const most = sides.map((side) => [side.name, [loaded.get(side)! / MIB]]);
+    rows.push({ ...load, values: Object.fromEntries(most) });
+  } finally {
+    for (const side of sides) await side.close();
+    await Deno.remove(folder, { recursive: true });
+  }
+  if (rows.length === 0) throw new TypeError(`no case has ${filter} in it`);
+
+  const lines = rows.map(cells);
+  const missed = lines.filter((line) => line.at(-1) !== "").length;
+  const notes = [
+    `${rounds} rounds by turns, medians; a ratio is the median of those of the rounds.`,
+    "missing" in peer
+      ? `No ratio was measured: vhost-device-vsock is left out: ${peer.missing}`
+      : missed === 0
+      ? "All bars are met."
+      : `${missed} bars are missed.`,
+  ];
+  const own = memoryAndWidth(rows);
+  print(`${
+    table([[
+      "",
+      "",
+      "ours, split",
+      "ours, packed",
+      `vhost-device-vsock ${PEER_VERSION}`,
+      "split / it",
+      "packed / it",
+      "bar",
+      "",
+    ], ...lines])
+  }\n\n${notes.join("\n")}\n${own}`);
+  if (json !== null) {
+    await Deno.writeTextFile(json, JSON.stringify(rows, null, 1) + "\n");
+  }
+  return check && missed > 0 ? 1 : 0;
+}
+
+/** What is asked of our own figures alone. */
+function memoryAndWidth(rows: readonly Row[]): string {
+  const find = (name: string, column: string): number => {
+    const values = rows.find((row) => row.name === name)?.values[column];
+    return values === undefined ? NaN : median(values);
+  };
+  let text = "";
+  for (const column of ["split", "packed"]) {
+    const at = (name: string) => find(name, column);
+    for (const way of ["guest to host", "host to guest"]) {
+      const one = at(`${way}, 4 KiB: CPU`);
+      const many = at(`${way}, 4 KiB, 1000 connections: CPU`);
+      if (Number.isNaN(one + many)) continue;
+      text += `${column}: a byte ${way} over 1000 connections costs ${
+        (many / one).toFixed(2)
+      } times the CPU of one over 1 (bar <= 1.5)\n`;
+    }
+  }
+  const quotients = rows
+    .filter(({ unit, values }) => unit === "MB/s" && values["packed"])
+    .map(({ values }) => ratio(values["packed"]!, values["split"]!));
+  if (quotients.length > 0) {
+    text += `packed / split, median of the streams: ${
+      median(quotients).toFixed(2)
+    } (bar >= 1)\n`;
+  }
+  return text;
+}
+
+if (import.meta.main) Deno.exit(await main(Deno.args));

@@ -1,0 +1,43 @@
+import { assert, assertEquals, assertGreater } from "@std/assert";
+import { fromFileUrl } from "./paths.ts";
+
+const hasCompiler: boolean = await has("gcc");
+
+async function has(command: string): Promise<boolean> {
+  try {
+    const options: Deno.CommandOptions = {
+      args: ["--version"],
+      stdout: "null",
+    };
+    return (await new Deno.Command(command, options).output()).success;
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound) return false;
+    throw error;
+  }
+}
+
+Deno.test({
+  name: "bench:host drives the device with every kind of load",
+  ignore: Deno.build.os !== "linux" || !hasCompiler,
+  async fn() {
+    const json = await Deno.makeTempFile();
+    const script = fromFileUrl(new URL("./host_cli.ts", import.meta.url));
+    const options = ["--quick", "--no-peer", "--json", json];
+    const { code, stdout, stderr } = await new Deno.Command(Deno.execPath(), {
+      args: ["run", "-A", "--no-check", script, ...options],
+      stdin: "null",
+    }).output();
+    assertEquals(code, 0, new TextDecoder().decode(stderr));
+    const rows: { name: string; values: Record<string, number[]> }[] = JSON
+      .parse(await Deno.readTextFile(json));
+    await Deno.remove(json);
+    const table = new TextDecoder().decode(stdout);
+    assertGreater(rows.length, 10);
+    for (const { name, values } of rows) {
+      assert(table.includes(name), name);
+      assertEquals(Object.keys(values), ["split", "packed"], name);
+      if (name.includes("CPU") || name.includes("memory an idle")) continue;
+      for (const [figure] of Object.values(values)) assertGreater(figure!, 0);
+    }
+  },
+});

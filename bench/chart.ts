@@ -27,7 +27,7 @@ const PANELS: readonly [string, (name: string) => boolean][] = [
   ["ring, ns a buffer", (name) => name.startsWith("ring/")],
   ["vsock/packet/parse, ns a header", (name) => name === "vsock/packet/parse"],
   [
-    "vsock, µs a write or a packet",
+    "vsock, µs a write",
     (name) => name.startsWith("vsock/") && name !== "vsock/packet/parse",
   ],
 ];

@@ -224,6 +224,40 @@ function roundTrip(ring: RingMemory, batch: number): () => void {
   };
 }
 
+/** The same with all that a side has to do in one batch. */
+function roundTripBatch(ring: RingMemory, batch: number): () => void {
+  const driver = ring.driver();
+  const device = ring.device();
+  const chains = new ChainBatch(ring.memory, batch);
+  const { readableBytes, writableBytes, written } = chains;
+  const lists = Array.from({ length: batch }, (_, i) => ring.list(i));
+  const tokens = new Uint32Array(batch);
+  const lengths = new Float64Array(batch);
+  return () => {
+    let moved = 0;
+    let notifications = 0;
+    let bytes = 0;
+    for (let left = RING_BUFFERS; left > 0; left -= batch) {
+      check("buffers added", driver.addBatch(lists, tokens), batch);
+      driver.publish();
+      if (driver.needsKick()) notifications++;
+      const count = device.popBatch(chains);
+      for (let i = 0; i < count; i++) {
+        bytes += readableBytes[i]! + writableBytes[i]!;
+        written[i] = WRITTEN;
+      }
+      device.pushBatch(chains);
+      device.publish();
+      if (device.needsInterrupt()) notifications++;
+      if (device.armKicks()) throw new Error("a buffer was left");
+      const used = driver.reclaimBatch(tokens, lengths);
+      for (let i = 0; i < used; i++) if (lengths[i] === WRITTEN) moved++;
+      if (driver.armInterrupts()) throw new Error("a buffer was left");
+    }
+    checkMoved(moved, notifications / 2, bytes, batch);
+  };
+}
+
 function naiveRoundTrip(ring: RingMemory, batch: number): () => void {
   const split = ring.format === "split";
   const driver: NaiveDriver = split
@@ -294,6 +328,12 @@ export function benchRoundTrip(format: RingFormat): void {
       const batch = Math.min(wanted, ring.buffers);
       const name = indirect ? `${group}/indirect` : group;
       Deno.bench(name, { group }, roundTrip(ring, batch));
+    }
+    if (wanted > 1) {
+      const batched = new RingMemory(format);
+      const batch = Math.min(wanted, batched.buffers);
+      const run = roundTripBatch(batched, batch);
+      Deno.bench(`${group}/batch`, { group }, run);
     }
     const ring = new RingMemory(format);
     Deno.bench(

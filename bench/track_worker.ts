@@ -14,10 +14,13 @@ import { median } from "./stats.ts";
 
 /** Milliseconds that a benchmark runs before its times count, and for which it is repeated within a round. */
 const WARM_MS = 150;
-const ROUND_MS = 8;
+const ROUND_MS = 10;
 /** Times that a benchmark and the calibration run in a round at least. */
-const LEAST_TIMES = 3;
+const LEAST_TIMES = 10;
 const CALIBRATIONS = 12;
+/** A process takes no further round after this time, on a machine that is very busy. */
+const LIMIT_MS = 6000;
+const LEAST_ROUNDS = 3;
 
 /** What a process prints. */
 export type TrackTimes = {
@@ -69,7 +72,9 @@ async function main(): Promise<void> {
   for (let i = 0; i < 100; i++) calibrate();
   const calibrations: number[] = [];
   const columns = chosen.map((): number[] => []);
+  const end = performance.now() + LIMIT_MS;
   for (let round = 0; round < Number(rounds); round++) {
+    if (round >= LEAST_ROUNDS && performance.now() > end) break;
     for (let i = 0; i < chosen.length; i++) {
       // Before and behind, so that a machine that changes its speed meanwhile counts by half.
       const before = shortest(calibrate, CALIBRATIONS);

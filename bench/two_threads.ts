@@ -77,7 +77,14 @@ export class TwoThreads {
     const batch = this.#batch;
     const driver = ring.driver();
     const lists = Array.from({ length: ring.buffers }, (_, i) => ring.list(i));
-    const mask = lists.length - 1;
+    // What is added at once; buffers are taken in turns.
+    const batches = Array.from(
+      { length: lists.length / batch },
+      (_, i) => lists.slice(i * batch, (i + 1) * batch),
+    );
+    const tokens = new Uint32Array(batch);
+    const used = new Uint32Array(OUTSTANDING);
+    const lengths = new Float64Array(OUTSTANDING);
     return (buffers) => {
       let added = 0;
       let moved = 0;
@@ -86,16 +93,13 @@ export class TwoThreads {
         // Both run once the first buffers are back.
         if (start === 0 && moved > 0) start = performance.now();
         while (added < buffers && added - moved + batch <= OUTSTANDING) {
-          for (let i = 0; i < batch; i++) {
-            driver.add(lists[(added + i) & mask]!);
-          }
+          driver.addBatch(batches[added / batch % batches.length]!, tokens);
           added += batch;
           driver.publish();
           driver.needsKick();
         }
-        while (driver.reclaim() >= 0) {
-          if (driver.usedLength === WRITTEN) moved++;
-        }
+        const count = driver.reclaimBatch(used, lengths);
+        for (let i = 0; i < count; i++) if (lengths[i] === WRITTEN) moved++;
       }
       return performance.now() - start;
     };

@@ -95,6 +95,8 @@ export class VsockSwitch<Device extends SwitchedDevice = SwitchedDevice> {
   readonly #ports = new Map<number, SwitchPort<Device>>();
   readonly #pipes = new Set<PipeEnd>();
   readonly #counts = new Map<string, number>();
+  // Connects that no device has answered.
+  readonly #asked = new Set<Asked<Device>>();
   readonly #allow: (from: number, to: number, port: number) => boolean;
   readonly #maxConnections: number;
   readonly #wake: (device: Device) => void;
@@ -163,9 +165,13 @@ export class VsockSwitch<Device extends SwitchedDevice = SwitchedDevice> {
   /**
    * Takes a device out and keeps its connections, for another one that joins with the same CID and is
    * restored from a snapshot of it. Those that it does not go on with end by {@link VsockSwitch.settle}.
+   * Connects to its guest that have no answer are refused.
    */
   detach(device: Device): void {
     this.#remove(this.#portOf(device));
+    for (const asked of [...this.#asked]) {
+      if (asked.to === device) this.#refused(asked);
+    }
     for (const pipe of this.#pipes) {
       for (const end of [pipe, pipe.peer]) {
         if (end.address.guestCid === device.guestCid) end.suspend();
@@ -246,46 +252,54 @@ export class VsockSwitch<Device extends SwitchedDevice = SwitchedDevice> {
     const way = this.#way(request);
     if (way === null) return request.refuse();
     const { guestCid: cid, guestPort: port, hostPort } = request;
-    way.to.connectPeer(hostPort, { cid, port }, {
+    const { from, to } = way;
+    const asked: Asked<Device> = { request, from, to };
+    this.#asked.add(asked);
+    to.connectPeer(hostPort, { cid, port }, {
       accepted: (_port, events): HostStream => {
+        this.#asked.delete(asked);
         const pipe = this.#makePipe("stream", request) as StreamPipeEnd;
         this.#add(pipe);
         if (!way.open() || !request.accept((events) => pipe.resume(events))) {
           this.#withdrawn(request, pipe);
         }
-        this.#wake(way.from);
+        this.#wake(from);
         return pipe.peer.resume(events);
       },
-      refused: () => {
-        this.#uncount(request);
-        request.refuse();
-        this.#wake(way.from);
-      },
+      refused: () => this.#refused(asked),
     });
-    this.#wake(way.to);
+    this.#wake(to);
   }
 
   #connectMessages(request: PeerMessagesRequest): void {
     const way = this.#way(request);
     if (way === null) return request.refuse();
     const { guestCid: cid, guestPort: port, hostPort } = request;
-    way.to.connectPeerMessages(hostPort, { cid, port }, {
+    const { from, to } = way;
+    const asked: Asked<Device> = { request, from, to };
+    this.#asked.add(asked);
+    to.connectPeerMessages(hostPort, { cid, port }, {
       accepted: (_port, events): HostMessages => {
+        this.#asked.delete(asked);
         const pipe = this.#makePipe("seqpacket", request) as MessagePipeEnd;
         this.#add(pipe);
         if (!way.open() || !request.accept((events) => pipe.resume(events))) {
           this.#withdrawn(request, pipe);
         }
-        this.#wake(way.from);
+        this.#wake(from);
         return pipe.peer.resume(events);
       },
-      refused: () => {
-        this.#uncount(request);
-        request.refuse();
-        this.#wake(way.from);
-      },
+      refused: () => this.#refused(asked),
     });
-    this.#wake(way.to);
+    this.#wake(to);
+  }
+
+  #refused(asked: Asked<Device>): void {
+    if (!this.#asked.delete(asked)) return;
+    const { request, from } = asked;
+    this.#uncount(request);
+    request.refuse();
+    this.#wake(from);
   }
 
   #find(
@@ -431,6 +445,13 @@ export class VsockSwitch<Device extends SwitchedDevice = SwitchedDevice> {
     });
   }
 }
+
+/** A guest's connect to another one that has no answer. */
+type Asked<Device> = {
+  request: PeerRequest | PeerMessagesRequest;
+  from: Device;
+  to: Device;
+};
 
 /** What a {@link SwitchPort} needs of its switch. */
 interface SwitchCore {

@@ -600,3 +600,19 @@ Deno.test("VsockSwitch does the devices' work in microtasks unless told otherwis
   }
   assertEquals(other.available, 1);
 });
+
+Deno.test("VsockSwitch.detach() refuses the connects that its guest has not answered", () => {
+  const { network, a, b } = pair();
+  const one = a.guest.driver.connect(1000, { cid: 4 });
+  a.guest.run();
+  assertEquals([one.state, a.device.connectionCount], ["connecting", 1]);
+  network.switch.detach(b.device);
+  const device = new VsockDevice({ guestCid: 4, host: new LoopbackHost() });
+  network.switch.join(device);
+  b.guest.migrate(device);
+  b.device = device;
+  network.switch.settle();
+  network.run();
+  assertEquals(one.closeReason, "refused");
+  assertEquals([a.device.connectionCount, device.connectionCount], [0, 0]);
+});

@@ -21,6 +21,13 @@ import {
 } from "./vsock_stream_world.ts";
 import type { VsockSetup } from "./vsock_rig.ts";
 import {
+  SWITCH_SETUPS,
+  type SwitchSetup,
+  type SwitchStep,
+  switchSteps,
+  SwitchWorld,
+} from "./switch_world.ts";
+import {
   WIRE_SETUPS,
   type WireStep,
   wireSteps,
@@ -87,6 +94,15 @@ function messages(
   });
 }
 
+/** What guests may expect of each other. */
+const SWITCH_PROPERTY: NamedProperty = scriptProperty<SwitchSetup, SwitchStep>({
+  name: "vsock/guest-to-guest",
+  setups: SWITCH_SETUPS,
+  steps: switchSteps(),
+  maxSteps: 50,
+  make: (setup) => new SwitchWorld(setup),
+});
+
 /** All of them. */
 export const VSOCK_PROPERTIES: readonly NamedProperty[] = [
   streams("bytes-in-order", "traffic", ["bytes-in-order", "packets"]),
@@ -105,5 +121,6 @@ export const VSOCK_PROPERTIES: readonly NamedProperty[] = [
     "seqpacket-messages",
     ...STREAM_INVARIANTS,
   ]),
+  SWITCH_PROPERTY,
   streams("snapshot", "restores", STREAM_INVARIANTS),
 ];

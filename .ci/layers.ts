@@ -97,7 +97,7 @@ const ROOMS: ReadonlyMap<string, Room> = new Map<string, Room>([
 
 /** Bare names that only tests, props and bench may use. */
 const DEVELOPMENT_DEPENDENCIES: RegExp =
-  /^(@std\/|fast-check$|yaml$|node:|npm:)/;
+  /^(@std\/|fast-check$|playwright-core$|yaml$|node:|npm:)/;
 
 function roomOf(path: string): string | undefined {
   for (const [name, room] of ROOMS) {

@@ -87,8 +87,9 @@ export class Screen {
     if (char === "\r") this.#column = 0;
     else if (char === "\n") this.#lineFeed();
     else if (char === "\b") this.#column = Math.max(0, this.#column - 1);
-    else if (char === "\t") this.#column = Math.min(COLUMNS, (this.#column | 7) + 1);
-    else if (byte >= 0x20 && byte < 0x7f) this.#put(char);
+    else if (char === "\t") {
+      this.#column = Math.min(COLUMNS, (this.#column | 7) + 1);
+    } else if (byte >= 0x20 && byte < 0x7f) this.#put(char);
   }
 
   #put(char: string): void {

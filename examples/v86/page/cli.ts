@@ -1,0 +1,61 @@
+/**
+ * Builds the page with a Linux in it and serves it on loopback, or writes its files to a folder: `deno task page`.
+ *
+ * @module
+ */
+
+// deno-lint-ignore-file no-console
+
+import { buildSite, serveSite } from "./site.ts";
+
+const HELP = `\
+Serves a page on loopback in which a real Linux talks to the page by vsock.
+
+usage: deno task page [--port PORT]
+       deno task page --out FOLDER
+
+  --port PORT   where to serve it; 8086 unless told, 0 takes a free port
+  --out FOLDER  write its files there instead, for any server of files
+
+In the page, ?ring=split or ?ring=packed says which rings its device offers; packed unless told.
+`;
+
+async function main(args: readonly string[]): Promise<number> {
+  const [option, value, ...others] = args;
+  if (option === "--help" || option === "-h") {
+    console.log(HELP.trimEnd());
+    return 0;
+  }
+  const port = option === "--port" ? Number(value || NaN) : 8086;
+  if (
+    others.length > 0 || !Number.isInteger(port) || port < 0 || port > 65_535 ||
+    (option !== undefined && !["--port", "--out"].includes(option)) ||
+    (option === "--out" && !value)
+  ) {
+    console.error(HELP.trimEnd());
+    return 2;
+  }
+  try {
+    const site = await buildSite((text) => console.error(`page: ${text}`));
+    if (option === "--out") {
+      await Deno.mkdir(value!, { recursive: true });
+      for (const [path, { bytes }] of site) {
+        await Deno.writeFile(`${value}/${path || "index.html"}`, bytes);
+      }
+      console.log(`page: ${site.size} files in ${value}`);
+      return 0;
+    }
+    await using server = serveSite(site, port);
+    console.log(`page: open ${server.url} in a browser; Ctrl-C ends this`);
+    await new Promise<void>((resolve) => {
+      Deno.addSignalListener("SIGINT", resolve);
+      Deno.addSignalListener("SIGTERM", resolve);
+    });
+    return 0;
+  } catch (error) {
+    console.error(`page: ${(error as Error).message}`);
+    return 1;
+  }
+}
+
+if (import.meta.main) Deno.exit(await main(Deno.args));

@@ -37,7 +37,7 @@ type DeviceStep =
     written: boolean;
   }
   /** The oldest buffer is used as it should be. */
-  | { do: "serve"; length: number }
+  | { do: "serve"; length: number; excess?: boolean }
   /** The used index of a split ring. */
   | { do: "tell"; ahead: number }
   /** The words by which kicks are suppressed. */
@@ -116,7 +116,7 @@ class HostileDeviceWorld implements ScriptWorld<DeviceStep> {
       case "use":
         return this.#use(step);
       case "serve":
-        return this.#serve(step.length);
+        return this.#serve(step.length, step.excess === true);
       case "tell":
         this.#told = (this.#told + step.ahead) & 0xffff;
         if (this.#setup.format === "split") {
@@ -209,7 +209,7 @@ class HostileDeviceWorld implements ScriptWorld<DeviceStep> {
     return `buffer ${id}`;
   }
 
-  #serve(length: number): string {
+  #serve(length: number, excess: boolean): string {
     const oldest = [...this.#offered].find(([, buffer]) =>
       buffer.published && !buffer.served
     );
@@ -222,7 +222,7 @@ class HostileDeviceWorld implements ScriptWorld<DeviceStep> {
       do: "use",
       known: false,
       id: token,
-      length: Math.min(length, buffer.writable),
+      length: excess ? buffer.writable + 1 : Math.min(length, buffer.writable),
       behind: this.#setup.format === "split" ? 0 : behind - buffer.slots,
       lap: 0,
       written: true,
@@ -309,6 +309,7 @@ export const HOSTILE_DEVICE_PROPERTY: NamedProperty = scriptProperty<
     ...Array(8).fill(fc.record({
       do: fc.constant("serve" as const),
       length: fc.constantFrom(0, 1, 24, 48),
+      excess: fc.constantFrom(...Array(15).fill(false), true),
     })),
     fc.record({
       do: fc.constant("tell" as const),

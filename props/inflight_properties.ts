@@ -22,8 +22,11 @@ import { expectSame, Violation } from "./violation.ts";
 
 type InflightStep =
   | QueueStep
-  /** The device dies after this many further stores, and those that repair what it left die after so many each. */
-  | { do: "doom"; stores: number; repairs: number[] };
+  /**
+   * The device dies after this many further stores, counted from its next call of that name on, and those that repair what it left
+   * die after so many each.
+   */
+  | { do: "doom"; in: Doing["call"]; stores: number; repairs: number[] };
 
 /** What a device was about when it died. */
 type Doing =
@@ -36,6 +39,8 @@ class MortalQueue implements DeviceQueue {
   readonly format: RingFormat;
   readonly size: number;
   doing: Doing = { call: "other" };
+  /** The call in which stores begin to count, and how many are left then. */
+  doom: { in: Doing["call"]; stores: number } | null = null;
   readonly #queue: DeviceQueue;
   readonly #watch: StoreWatch;
 
@@ -83,6 +88,11 @@ class MortalQueue implements DeviceQueue {
 
   #do<T>(doing: Doing, body: () => T): T {
     this.doing = doing;
+    const { doom } = this;
+    if (doom !== null && (doom.in === "other" || doom.in === doing.call)) {
+      this.#watch.left = doom.stores;
+      this.doom = null;
+    }
     return this.#watch.during(body);
   }
 }
@@ -111,7 +121,7 @@ class InflightWorld implements ScriptWorld<InflightStep> {
 
   take(step: InflightStep): string {
     if (step.do === "doom") {
-      this.#watch.left = step.stores;
+      this.#device.doom = step;
       this.#repairs = step.repairs;
       return "";
     }
@@ -128,6 +138,7 @@ class InflightWorld implements ScriptWorld<InflightStep> {
 
   settle(): void {
     this.#watch.left = Infinity;
+    this.#device.doom = null;
     settle(this.#model, this.#world);
   }
 
@@ -233,6 +244,13 @@ const QUEUE_STEPS: readonly QueueStep["do"][] = [
 function inflightProperty(format: "split" | "packed"): NamedProperty {
   const doom: fc.Arbitrary<InflightStep> = fc.record({
     do: fc.constant("doom" as const),
+    in: fc.constantFrom<Doing["call"]>(
+      "other",
+      "publish",
+      "publish",
+      "pop",
+      "unpop",
+    ),
     stores: fc.integer({ min: 1, max: 10 }),
     repairs: fc.array(fc.integer({ min: 1, max: 24 }), { maxLength: 2 }),
   });

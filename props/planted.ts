@@ -286,6 +286,59 @@ export const PLANTS: readonly Plant[] = [
     "if (slots === room) return 0;",
     "if (slots === room && fault !== null) return 0;",
   ]),
+  plant("ring-reset-leaves-the-queue-in-use", "a guess", [
+    "device/virtio_device.ts",
+    "    this.enableQueue(index, false);\n    const { used } = slot;\n",
+    "    const { used } = slot;\n",
+  ]),
+  plant("suspended-device-keeps-its-queue", "a guess", [
+    "device/virtio_device.ts",
+    "      this.enableQueue(slot.index, false);\n      held",
+    "      held",
+  ]),
+  plant("suspension-forgets-its-interrupt", "a guess", [
+    "device/virtio_device.ts",
+    "      if (queue.needsInterrupt()) this.interrupt(slot.index);\n",
+    "      queue.needsInterrupt();\n",
+  ]),
+  plant("save-turns-kicks-off", "a guess", [
+    SPLIT,
+    "    const limit = this.#limit;\n    const order = this.#order;\n    const heads",
+    "    this.disarmKicks();\n    const limit = this.#limit;\n" +
+    "    const order = this.#order;\n    const heads",
+  ]),
+  plant("restored-state-is-shared", "a guess", [
+    SPLIT,
+    "this.#restored = checked.inFlight;",
+    "this.#restored = state.inFlight;",
+  ]),
+  plant("split-inflight-without-order", "a guess", [
+    "ring/split_inflight.ts",
+    "const counter = this.#counter++;",
+    "const counter = 0;",
+  ]),
+  plant("split-inflight-told-before-its-flags", "a guess", [
+    "ring/split_inflight.ts",
+    "    if (this.#stagedCount === 0) return;\n    for (let i = 0; i < this.#stagedCount; i++) {\n      this.#u8",
+    "    if (this.#stagedCount === 0) return;\n" +
+    "    this.#u16[USED_IDX] = (this.#usedIdx + this.#stagedCount) & 0xffff;\n" +
+    "    for (let i = 0; i < this.#stagedCount; i++) {\n      this.#u8",
+  ]),
+  plant("packed-inflight-batch-as-long-as-the-ring", "the document", [
+    "ring/packed_inflight.ts",
+    "const moved = usedIdx !== oldUsedIdx || wrap !== oldWrap;",
+    "const moved = usedIdx !== oldUsedIdx;",
+  ]),
+  plant("packed-driver-takes-any-length", "several", [
+    "ring/packed_driver.ts",
+    "    if (length > this.#room[id]!) {\n      return this.#stop(",
+    "    if (length > this.#room[id]! && this.#size === 0) {\n      return this.#stop(",
+  ]),
+  plant("split-state-of-any-distance", "several", [
+    STATE,
+    "if (distance !== inFlight.length) {",
+    "if (distance > size) {",
+  ]),
   plant("vsock-credit-ignored", "several", [
     "device/vsock/credit.ts",
     "if (unread >= this.peerBufAlloc || this.packetsFree === 0) return 0;\n    return this.peerBufAlloc - unread;",

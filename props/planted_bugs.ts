@@ -36,10 +36,13 @@ export async function runPlant(
   try {
     await plantInCopy(plant, root, copy);
     const started = performance.now();
-    const ofStreams = plant.edits.every(({ file }) =>
-      file.startsWith("device/vsock/")
-    );
-    const near = ofStreams ? "vsock" : "";
+    const isIn = (path: RegExp) =>
+      plant.edits.every(({ file }) => path.test(file));
+    const near = isIn(/^device\/vsock\//)
+      ? "vsock"
+      : isIn(/inflight/)
+      ? "inflight"
+      : "";
     const outcome = await runProperties(copy, seconds, seed, near);
     return { plant, seconds: (performance.now() - started) / 1000, outcome };
   } finally {

@@ -42,7 +42,7 @@ const ORDERED: readonly NamedProperty[] = [
 
 /** Runs of one property at a time, and of one that is about what was changed. */
 const TURN_RUNS = 40;
-const NEAR_RUNS = 160;
+const NEAR_RUNS = 400;
 /** Seconds after which the next one has its turn. */
 const TURN_SECONDS = 1;
 

@@ -30,8 +30,8 @@ Deno.test("Every planted bug still applies to the sources", async () => {
 
 for (
   const [name, property] of [
-    ["split-saved-index-modulo-size", "queue/split"],
-    ["packed-used-goes-on-by-one", "queue/packed"],
+    ["split-saved-index-modulo-size", "split/distance"],
+    ["packed-used-goes-on-by-one", "packed/exactly-once"],
   ] as const
 ) {
   Deno.test(`runPlant() finds ${name} and leaves the sources alone`, async () => {

@@ -11,7 +11,12 @@ const RUN = 0;
 const BUFFERS = 1;
 const ENDED = 2;
 const BYTES = 3;
-const WORDS = 4;
+/** Never written. */
+const NOTHING = 4;
+const WORDS = 5;
+/** Looks without work after which a thread lets others run: where there are more threads than cores. */
+const IDLE_LOOKS = 10_000;
+const IDLE_MS = 0.05;
 /** Run that asks the device's thread to end. */
 const STOP = -1;
 
@@ -54,7 +59,7 @@ export class TwoThreads {
     control[BUFFERS] = buffers;
     this.#start(++this.#runs);
     const ms = this.#move(buffers);
-    while (Atomics.load(control, ENDED) !== this.#runs);
+    while (Atomics.load(control, ENDED) !== this.#runs) rest(control);
     if (control[BYTES] !== buffers * this.#ring.bytes % 2 ** 31) {
       throw new Error(`the device saw ${control[BYTES]} bytes`);
     }
@@ -75,6 +80,7 @@ export class TwoThreads {
   #driver(): (buffers: number) => number {
     const ring = this.#ring;
     const batch = this.#batch;
+    const control = this.#control;
     const driver = ring.driver();
     const lists = Array.from({ length: ring.buffers }, (_, i) => ring.list(i));
     // What is added at once; buffers are taken in turns.
@@ -89,6 +95,7 @@ export class TwoThreads {
       let added = 0;
       let moved = 0;
       let start = 0;
+      let idle = 0;
       while (moved < buffers) {
         // Both run once the first buffers are back.
         if (start === 0 && moved > 0) start = performance.now();
@@ -99,11 +106,19 @@ export class TwoThreads {
           driver.needsKick();
         }
         const count = driver.reclaimBatch(used, lengths);
+        if (count !== 0) idle = 0;
+        else if (++idle === IDLE_LOOKS) idle = rest(control);
         for (let i = 0; i < count; i++) if (lengths[i] === WRITTEN) moved++;
       }
       return performance.now() - start;
     };
   }
+}
+
+/** Lets other threads run for a moment; returns 0. */
+function rest(control: Int32Array): number {
+  Atomics.wait(control, NOTHING, 0, IDLE_MS);
+  return 0;
 }
 
 /** The device's thread: serves one run after the other until it is asked to end. */
@@ -116,7 +131,7 @@ export function serveRuns(order: TwoThreadsOrder): void {
   for (let run = 1;; run++) {
     Atomics.wait(control, RUN, run - 1);
     if (Atomics.load(control, RUN) === STOP) return;
-    control[BYTES] = serve(device, chains, control[BUFFERS]!) % 2 ** 31;
+    control[BYTES] = serve(device, chains, control) % 2 ** 31;
     Atomics.store(control, ENDED, run);
   }
 }
@@ -124,13 +139,19 @@ export function serveRuns(order: TwoThreadsOrder): void {
 function serve(
   device: BatchDeviceQueue,
   batch: ChainBatch,
-  buffers: number,
+  control: Int32Array,
 ): number {
+  const buffers = control[BUFFERS]!;
   const { readableBytes, writableBytes, written } = batch;
   let bytes = 0;
+  let idle = 0;
   for (let done = 0; done < buffers;) {
     const count = device.popBatch(batch);
-    if (count === 0) continue;
+    if (count === 0) {
+      if (++idle === IDLE_LOOKS) idle = rest(control);
+      continue;
+    }
+    idle = 0;
     for (let i = 0; i < count; i++) {
       bytes += readableBytes[i]! + writableBytes[i]!;
       written[i] = WRITTEN;

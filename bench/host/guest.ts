@@ -68,8 +68,10 @@ const FIRST_PORT = 10_000;
 const PUBLISH_EVERY = 16;
 /** Packets in flight that payload leaves to answers. */
 const RESERVED_SLOTS = 4;
-/** How long a device may keep still before a load is given up. */
-const PATIENCE_MS = 15_000;
+/** How long a device may keep still before it is kicked without a reason. */
+const STALL_MS = 1_000;
+/** How often that may happen. */
+const MAX_STALLS = 20;
 
 /** Where a {@link LoadConnection} stands. */
 export type LoadState = "asking" | "open" | "closed";
@@ -120,6 +122,8 @@ type Vring = {
 export class LoadGuest {
   /** Interrupts that were waited for. */
   sleeps = 0;
+  /** Times that the device kept still with work to do. */
+  stalls = 0;
   /** Connections of host programs that were accepted and are over. */
   served = 0;
 
@@ -143,6 +147,8 @@ export class LoadGuest {
   readonly #txAt: number[] = [];
   readonly #free: number[] = [];
   #staged = 0;
+  /** Payload waits for packets to come back. */
+  #full = false;
   /** Whose turn is first. */
   #turn = 0;
 
@@ -359,6 +365,7 @@ export class LoadGuest {
       more = false;
       for (let i = 0; i < connections.length; i++) {
         if (this.#free.length <= RESERVED_SLOTS) {
+          this.#full = true;
           // The next call goes on with those that had no turn.
           this.#turn = (this.#turn + i) % connections.length;
           this.publish();
@@ -415,12 +422,18 @@ export class LoadGuest {
 
   /** Sleeps until the device has something for us. */
   sleep(): void {
-    const full = this.#free.length <= RESERVED_SLOTS;
+    const full = this.#full || this.#waiting.length > 0;
+    this.#full = false;
+    // Packets may have come back since.
+    if (full && this.#free.length > RESERVED_SLOTS) return;
     const again = full && this.#tx.armInterrupts();
     if (this.#rx.armInterrupts() || again) return;
     this.sleeps++;
-    const ready = libc().poll(this.#pollEntries, 2, PATIENCE_MS);
-    if (ready === 0) throw new Error("the device keeps still");
+    if (libc().poll(this.#pollEntries, 2, STALL_MS) === 0) {
+      this.stalls++; console.error("stall", this.#rx.inFlight, this.#tx.inFlight, this.#free.length, this.#waiting.length, JSON.stringify(this.#byPort.filter(c=>c && c.toSend>0).slice(0,2)), JSON.stringify(this.#byPort.filter(c=>c && c.received<10 ).slice(0,2)));
+      for (const { kick } of this.#vrings) raiseSignal(kick);
+      if (this.stalls > MAX_STALLS) throw new Error("the device keeps still");
+    }
     // A read that finds nothing costs less than a look at who is ready.
     drainEventFd(this.#vrings[0]!.callFd);
     drainEventFd(this.#vrings[1]!.callFd);

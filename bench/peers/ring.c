@@ -8,6 +8,7 @@
 
 #define _GNU_SOURCE
 #include <pthread.h>
+#include <sched.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -24,6 +25,8 @@ enum {
   WRITABLE_BYTES = 64,
   WRITTEN = 7,
   OUTSTANDING = 64,
+  // Looks without work after which a thread lets others run: where there are more threads than cores.
+  IDLE_LOOKS = 10000,
   // Where things lie in the guest's memory.
   DESCRIPTORS = 0,
   DRIVER_AREA = 0x1000,
@@ -593,6 +596,12 @@ static void check(long moved, long notifications, uint64_t bytes, long buffers, 
   if (bytes != (uint64_t)buffers * (READABLE_BYTES + WRITABLE_BYTES)) wrong("bytes");
 }
 
+static inline void rest(int *idle) {
+  if (++*idle < IDLE_LOOKS) return;
+  *idle = 0;
+  sched_yield();
+}
+
 #define CASES(FORMAT)                                                                                                  \
   /* A ring with both of its sides, which a case works on copies of. */                                                \
   struct FORMAT##_pair {                                                                                               \
@@ -684,6 +693,7 @@ static void check(long moved, long notifications, uint64_t bytes, long buffers, 
     struct FORMAT##_device device = pair->device;                                                                      \
     struct chain chain = { .columns = &pair->columns };                                                                \
     uint64_t bytes = 0;                                                                                                \
+    int idle = 0;                                                                                                      \
     for (long done = 0; done < pair->buffers;) {                                                                       \
       int count = 0;                                                                                                   \
       while (count < pair->batch && FORMAT##_pop(&device, &chain)) {                                                   \
@@ -691,7 +701,11 @@ static void check(long moved, long notifications, uint64_t bytes, long buffers, 
         FORMAT##_push(&device, chain.token, WRITTEN);                                                                  \
         count++;                                                                                                       \
       }                                                                                                                \
-      if (count == 0) continue;                                                                                        \
+      if (count == 0) {                                                                                                \
+        rest(&idle);                                                                                                   \
+        continue;                                                                                                      \
+      }                                                                                                                \
+      idle = 0;                                                                                                        \
       FORMAT##_publish(&device);                                                                                       \
       FORMAT##_needs_interrupt(&device);                                                                               \
       done += count;                                                                                                   \
@@ -713,6 +727,7 @@ static void check(long moved, long notifications, uint64_t bytes, long buffers, 
     pthread_t thread;                                                                                                  \
     if (pthread_create(&thread, NULL, FORMAT##_serve, &pair) != 0) wrong("no thread");                                 \
     long added = 0, moved = 0;                                                                                         \
+    int idle = 0;                                                                                                      \
     double start = 0;                                                                                                  \
     while (moved < buffers) {                                                                                          \
       uint32_t length;                                                                                                 \
@@ -724,8 +739,14 @@ static void check(long moved, long notifications, uint64_t bytes, long buffers, 
         FORMAT##_driver_publish(&driver);                                                                              \
         FORMAT##_needs_kick(&driver);                                                                                  \
       }                                                                                                                \
+      long before = moved;                                                                                             \
       while (FORMAT##_reclaim(&driver, &length) >= 0) {                                                                \
         if (length == WRITTEN) moved++;                                                                                \
+      }                                                                                                                \
+      if (moved == before) {                                                                                           \
+        rest(&idle);                                                                                                   \
+      } else {                                                                                                         \
+        idle = 0;                                                                                                      \
       }                                                                                                                \
     }                                                                                                                  \
     double ns = now_ns() - start;                                                                                      \

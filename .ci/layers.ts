@@ -113,6 +113,9 @@ function isRelative(specifier: string): boolean {
 /** Tests, and the files beside them that they share. */
 const TEST = /(_test|\/_fixture|\/_test_[a-z0-9_]+)\.ts$/;
 
+/** What judges: it must not import what it judges. */
+const MODEL = /^props\/[a-z_]+_model\.ts$/;
+
 /** The rule that an import breaks, or undefined if it breaks none. */
 function brokenRule(edge: Edge): string | undefined {
   const from = roomOf(edge.from);
@@ -137,6 +140,9 @@ function brokenRule(edge: Edge): string | undefined {
   const to = roomOf(edge.to);
   if (to === undefined) return "leads out of the known folders";
   if (isTest && to === "guest") return undefined;
+  if (MODEL.test(edge.from) && to !== "props") {
+    return "a model imports nothing of what it judges";
+  }
   if (room.only !== undefined && !isTest && !room.only.includes(edge.to)) {
     return `${edge.from} imports ${room.only.join(" and ")} only`;
   }

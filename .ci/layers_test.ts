@@ -41,6 +41,7 @@ for (
   const planted of [
     edge("ring/memory.ts", "device/virtio_device.ts"),
     edge("ring/memory_test.ts", "device/virtio_device.ts"),
+    edge("props/queue_model.ts", "ring/queue.ts"),
     edge("device/mmio.ts", "device/vsock/device.ts"),
     edge("device/mmio.ts", "device/mod.ts"),
     edge("device/vsock/device.ts", "device/vhost_user/session.ts"),

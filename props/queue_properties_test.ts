@@ -9,6 +9,10 @@ import {
 import { SplitDevice } from "../ring/split_device.ts";
 import { runCampaign } from "./campaign.ts";
 import { decodeToken, encodeToken, failureLines } from "./counterexample.ts";
+import { HOSTILE_DEVICE_PROPERTY } from "./hostile_device_properties.ts";
+import { HOSTILE_STATE_PROPERTY } from "./hostile_state_properties.ts";
+import { INFLIGHT_PROPERTIES } from "./inflight_properties.ts";
+import { MISUSE_PROPERTY } from "./misuse_properties.ts";
 import {
   INVARIANT_PROPERTIES,
   QUEUE_PROPERTIES,
@@ -16,6 +20,8 @@ import {
   replayQueueScript,
   ScriptFailure,
 } from "./queue_properties.ts";
+
+import { FORMATS_PROPERTY, TWIN_PROPERTIES } from "./twin_properties.ts";
 
 const FIXED_SEED = 0x5eed;
 const RUNS = 400;
@@ -46,7 +52,15 @@ Deno.test("Each invariant of a queue is a property that holds, from a fresh seed
   const seed = crypto.getRandomValues(new Int32Array(1))[0]!;
   // deno-lint-ignore no-console
   console.log(`--seed ${seed}`);
-  for (const property of INVARIANT_PROPERTIES) {
+  const others = [
+    ...TWIN_PROPERTIES,
+    FORMATS_PROPERTY,
+    ...INFLIGHT_PROPERTIES,
+    HOSTILE_DEVICE_PROPERTY,
+    HOSTILE_STATE_PROPERTY,
+    MISUSE_PROPERTY,
+  ];
+  for (const property of [...INVARIANT_PROPERTIES, ...others]) {
     const result = runCampaign(property, seed, { runs: 40, seconds: 60 });
     if (result.failure !== null) {
       throw new Error(failureLines(property.name, result.failure).join("\n"));

@@ -9,6 +9,7 @@ import type { V86Vsock } from "./adapter.ts";
 import { type BootedMachine, bootedMachine } from "./booted.ts";
 import { Machine } from "./machine.ts";
 import { type Journey, journey, type Move } from "./migration.ts";
+import { readSnapshot, writeSnapshot } from "./snapshot_file.ts";
 import { Traveller } from "./traveller.ts";
 
 const MOVES = Number(Deno.env.get("RINGSIDE_MIGRATIONS") ?? 10);
@@ -33,14 +34,12 @@ function print(ring: string, { moves, streams }: Journey): void {
   const place = ({ available, wrap }: Move["tx"]) =>
     `${available}${wrap === null ? "" : ` (wrap ${wrap})`}`;
   for (const [i, move] of moves.entries()) {
-    const { rx, tx, size } = move;
+    const { rx, tx } = move;
     console.log(
       `${ring} move ${i + 1} to process ${move.pid}: ` +
         `${megabytes(move.moved)} MB moved so far; ` +
         `in flight rx ${rx.inFlight} at ${place(rx)}, ` +
-        `tx ${tx.inFlight} at ${
-          place(tx)
-        } of ${size}, ${tx.indirect} of them indirect; ` +
+        `tx ${tx.inFlight} at ${place(tx)}, ${tx.indirect} of them indirect; ` +
         `not fetched rx ${rx.waiting}, tx ${tx.waiting}; ` +
         `with host programs ${move.buffered} bytes; ` +
         `file ${megabytes(move.bytes)} MB; ` +
@@ -122,7 +121,7 @@ Deno.test("a running Linux goes to and fro between two processes", async () => {
   if (await machine() === undefined) return;
   const result = await journey({
     ring: "packed",
-    moves: 6,
+    moves: 4,
     streams: STREAMS,
     chunk: CHUNK,
     bytes: BYTES,
@@ -139,7 +138,7 @@ for (const ring of ["split", "packed"] as const) {
     if (found === undefined) return;
     const options = { build: found.parts.build, ring };
     await using first = await Traveller.start(options, found.file);
-    await first.open(STREAMS, CHUNK);
+    await first.open(STREAMS / 2, CHUNK);
     await first.move(BYTES);
     const { file } = await first.save();
     await using second = await Traveller.restore(options, file);
@@ -210,17 +209,25 @@ Deno.test("what is no snapshot of such a machine is refused in words", async () 
   await refuses(options, file);
 });
 
+/** What the test changes of a file's description. */
+type Description = {
+  v86: string;
+  device: { virtio: { version: number; features: string } };
+};
+
 async function refuses(
   options: { build: BootedMachine["parts"]["build"]; ring: "split" | "packed" },
   file: Uint8Array<ArrayBuffer>,
 ): Promise<void> {
   const refused = async (
-    edit: (copy: Uint8Array<ArrayBuffer>) => Uint8Array<ArrayBuffer> | void,
+    edit:
+      | Uint8Array<ArrayBuffer>
+      | ((copy: Uint8Array<ArrayBuffer>) => Uint8Array<ArrayBuffer> | void),
     words: RegExp,
     other: Partial<{ ring: "split" | "packed"; guestCid: number }> = {},
   ) => {
     const copy = file.slice();
-    const edited = edit(copy) ?? copy;
+    const edited = typeof edit === "function" ? edit(copy) ?? copy : edit;
     const error = await assertRejects(
       () => Machine.restore({ ...options, ...other }, edited),
       SnapshotError,
@@ -248,6 +255,25 @@ async function refuses(
     copy[0] = 0;
   }, /the file is no snapshot of a machine$/);
   await refused(() => new Uint8Array(0), /the file is no snapshot/);
+  // Whole files, of what is older or other than this program.
+  const content = await readSnapshot(file);
+  const described = async (change: (description: Description) => void) => {
+    const description = structuredClone(content.description) as Description;
+    change(description);
+    return await writeSnapshot({ ...content, description });
+  };
+  await refused(
+    await described((of) => of.device.virtio.version = 1),
+    /it is of version 1, this device reads version \d+$/,
+  );
+  await refused(
+    await described((of) => of.v86 = "0.5.461"),
+    /it is of v86 0\.5\.461, this is 0\.5\.462$/,
+  );
+  await refused(
+    await described((of) => of.device.virtio.features = "0x0"),
+    /it was cut or edited/,
+  );
   await refused(() => {}, /CID 3/, { guestCid: 4 });
   const ring = options.ring === "split" ? "packed" : "split";
   await refused(() => {}, /ring|packed|PACKED/i, { ring });

@@ -11,6 +11,8 @@ import type { LoopbackConn } from "../../device/vsock/loopback.ts";
 
 /** Bytes that are made or compared at a time. */
 const CHUNK_BYTES = 65_536;
+/** Bytes that a stream moves each way in one turn, unless told: as little as leaves the guest time to send. */
+const TURN_BYTES = 4096;
 /** One word more, as a position may be in the middle of one. */
 const words = new Uint32Array(CHUNK_BYTES / 4 + 1);
 const wordBytes = new Uint8Array(words.buffer);
@@ -95,8 +97,8 @@ export class CheckedStream {
     this.#conn.closeWrite();
   }
 
-  /** Moves what can be moved now, up to `limit` bytes each way; how many bytes. */
-  pump(limit: number = CHUNK_BYTES): number {
+  /** Moves what can be moved now, up to `limit` bytes each way, 65,536 at most; how many bytes. */
+  pump(limit: number = TURN_BYTES): number {
     if (this.ended || this.broken !== null) return 0;
     try {
       return this.#receive(limit) + this.#transmit(limit);

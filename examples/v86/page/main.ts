@@ -231,6 +231,8 @@ class Page {
         `to page ${toPage.packets} with ${bytes(toPage.bytes)}; ` +
         `${log.resets} resets, ${log.overdrawn} without credit`,
     );
+    element("packet-counts").dataset["bytes"] =
+      `${toGuest.bytes} ${toPage.bytes}`;
     show("counters", session.counters.join(", ") || "nothing unusual");
     this.#drawStreams();
     if (!element<HTMLInputElement>("hold").checked) this.#drawPackets();

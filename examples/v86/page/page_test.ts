@@ -130,8 +130,11 @@ class Visitor {
     }
   }
 
-  /** Ends the streams, and has both ends compare their counts. */
-  async ends(): Promise<void> {
+  /**
+   * Ends the streams, and has both ends compare their counts. Beside them, `others` bytes went each way since the
+   * machine began: all of them are in the log of packets, as it is saved with the machine.
+   */
+  async ends(others: number): Promise<void> {
     await this.press("end");
     await this.sees("streams-state", "ended: ");
     assertMatch(
@@ -147,6 +150,12 @@ class Visitor {
       await this.text("packet-counts"),
       ", 0 without credit",
     );
+    const streams = await this.streams();
+    const logged = await this.page.locator("#packet-counts")
+      .getAttribute("data-bytes");
+    const toGuest = streams.reduce((sum, one) => sum + one.toGuest, others);
+    const toPage = streams.reduce((sum, one) => sum + one.toPage, others);
+    assertEquals(logged, `${toGuest} ${toPage}`);
   }
 }
 
@@ -167,8 +176,8 @@ Deno.test("a page runs a Linux that talks to it by packed rings, is saved, goes 
   }
   await using server = serveSite(found.site, 0);
   const origin = new URL(server.url).origin;
-  const folder = await Deno.makeTempDir();
   const browser = await found.launch();
+  const folder = await Deno.makeTempDir();
   try {
     const first = new Visitor(await browser.newPage({ viewport: VIEWPORT }));
     await first.page.goto(server.url);
@@ -220,7 +229,7 @@ Deno.test("a page runs a Linux that talks to it by packed rings, is saved, goes 
     await first.page.locator("#open").setInputFiles(`${folder}/edited`);
     await first.sees("state", "the file was edited");
     await first.moves(await first.streams());
-    await first.ends();
+    await first.ends("to the page\nagain\n".length);
 
     const second = new Visitor(await browser.newPage({ viewport: VIEWPORT }));
     await second.page.goto(server.url);
@@ -233,7 +242,7 @@ Deno.test("a page runs a Linux that talks to it by packed rings, is saved, goes 
     );
     await second.sees("terminal", "TO THE PAGE");
     await second.moves(before);
-    await second.ends();
+    await second.ends("to the page\n".length);
 
     for (const visitor of [first, second]) {
       assertEquals(visitor.errors, []);

@@ -13,7 +13,10 @@ import { MessagesModel } from "./message_model.ts";
 import type { QueueRun } from "./queue_steps.ts";
 import { newRun, type ScriptWorld } from "./script_property.ts";
 import { expectSame, Violation } from "./violation.ts";
+import { randomBelow } from "./race.ts";
+import { refused } from "./refused.ts";
 import { DirectionModel } from "./vsock_model.ts";
+import { refusal, spoil } from "./vsock_rig.ts";
 
 /** What two guests and their devices are made with. */
 export type SwitchSetup = {
@@ -25,11 +28,14 @@ export type SwitchSetup = {
   /** Receive buffers of guests and of devices, in bytes. */
   guestBuffer: number;
   deviceBuffer: number;
+  /** Connections that one guest may open to the other. */
+  maxConnections: number;
 };
 
 /** One step of a script; `side` is a guest, picks count modulo the connections that there are. */
 export type SwitchStep =
-  | { do: "connect"; side: number; messages: boolean; listening: boolean }
+  /** To a program, a port of nobody or one that is not allowed, or to no guest. */
+  | { do: "connect"; side: number; messages: boolean; to: number }
   | { do: "accept" }
   | { do: "send" | "read"; pick: number; side: number; bytes: number }
   | { do: "shutdown"; pick: number; side: number; flags: number }
@@ -39,6 +45,10 @@ export type SwitchStep =
   /** One guest moves to another device, or all of them to another switch. */
   | { do: "move"; side: number }
   | { do: "moveAll" }
+  /** A guest leaves the switch and joins it again. */
+  | { do: "rejoin"; side: number }
+  /** Calls that must be refused. */
+  | { do: "misuse"; seed: number }
   | { do: "transportReset"; side: number };
 
 type Way = { bytes: DirectionModel; messages: MessagesModel };
@@ -57,6 +67,9 @@ const CIDS = [3, 4];
 const STREAM_PORT = 80;
 const MESSAGES_PORT = 81;
 const NO_PORT = 82;
+const FORBIDDEN_PORT = 83;
+const ANY_PORT = 0xffff_ffff;
+const NO_CID = 9;
 const MAX_ROUNDS = 3000;
 const IDLE_ROUNDS = 4;
 const SEQPACKET = { type: "seqpacket" } as const;
@@ -120,7 +133,7 @@ export class SwitchWorld implements ScriptWorld<SwitchStep> {
       : null;
     switch (step.do) {
       case "connect":
-        return this.#connect(step.side, step.messages, step.listening);
+        return this.#connect(step.side, step.messages, step.to);
       case "accept":
         this.#accept();
         return "";
@@ -172,6 +185,18 @@ export class SwitchWorld implements ScriptWorld<SwitchStep> {
         this.#switch.settle();
         return "";
       }
+      case "rejoin": {
+        const device = this.#devices[step.side]!;
+        this.#switch.leave(device);
+        refused(TypeError, () => this.#switch.leave(device));
+        for (const { ways } of this.#all) ways.forEach(cut);
+        expectSame("misuse", "guests", this.#switch.guestCids.length, 1);
+        this.#runAll();
+        this.#switch.join(device);
+        return "";
+      }
+      case "misuse":
+        return this.#misuse(step.seed);
       case "transportReset": {
         const { driver } = this.#guests[step.side]!;
         driver.poll();
@@ -224,10 +249,11 @@ export class SwitchWorld implements ScriptWorld<SwitchStep> {
 
   // -- Programs --
 
-  #connect(side: number, messages: boolean, listening: boolean): string {
+  #connect(side: number, messages: boolean, to: number): string {
     const port = messages ? MESSAGES_PORT : STREAM_PORT;
-    const end = this.#guests[side]!.driver.connect(listening ? port : NO_PORT, {
-      cid: CIDS[1 - side]!,
+    const ports = [port, NO_PORT, FORBIDDEN_PORT, port, ANY_PORT];
+    const end = this.#guests[side]!.driver.connect(ports[to]!, {
+      cid: to === 3 ? NO_CID : CIDS[1 - side]!,
       ...(messages ? SEQPACKET : {}),
     });
     const id = 2 * this.#all.length;
@@ -343,6 +369,23 @@ export class SwitchWorld implements ScriptWorld<SwitchStep> {
     }
   }
 
+  #misuse(seed: number): string {
+    const [device] = this.#devices;
+    refused(TypeError, () => this.#switch.join(device!));
+    refused(TypeError, () => this.#newSwitch().join(device!));
+    const saved = this.#switch.save();
+    const spoiled = spoil(
+      JSON.parse(JSON.stringify(saved)),
+      randomBelow(seed),
+    );
+    const other = this.#newSwitch();
+    const outcome = refusal(() => other.restore(spoiled));
+    if (outcome !== "taken") {
+      expectSame("snapshot", "what was made", other.connectionCount, 0);
+    }
+    return outcome;
+  }
+
   #move(side: number): void {
     const device = this.#newDevice(CIDS[side]!);
     this.#devices[side] = device;
@@ -352,6 +395,8 @@ export class SwitchWorld implements ScriptWorld<SwitchStep> {
 
   #newSwitch(): VsockSwitch<VsockDevice> {
     return new VsockSwitch<VsockDevice>({
+      allow: (_from, _to, port) => port !== FORBIDDEN_PORT,
+      maxConnections: this.#setup.maxConnections,
       wake: ({ guestCid }) => this.#guests[CIDS.indexOf(guestCid)]?.wake(),
     });
   }
@@ -410,6 +455,7 @@ export const SWITCH_SETUPS: fc.Arbitrary<SwitchSetup> = fc.record({
   indirect: fc.boolean(),
   guestBuffer: fc.constantFrom(60, 500, 16_384),
   deviceBuffer: fc.constantFrom(60, 500, 262_144),
+  maxConnections: fc.constantFrom(1, 100),
 });
 
 /** Steps of random scripts; what stands there more than once comes up more often. */
@@ -427,7 +473,7 @@ export function switchSteps(): fc.Arbitrary<SwitchStep>[] {
   const connect = of("connect", {
     side,
     messages: fc.boolean(),
-    listening: fc.nat(5).map((n) => n > 0),
+    to: fc.constantFrom(0, 0, 0, 0, 0, 0, 1, 2, 3, 4),
   });
   const traffic = [
     of("send", { pick, side, bytes }),
@@ -449,6 +495,8 @@ export function switchSteps(): fc.Arbitrary<SwitchStep>[] {
     of("time", { ms: fc.constantFrom(5, 50, 1500) }),
     of("move", { side }),
     of("moveAll"),
+    of("rejoin", { side }),
+    of("misuse", { seed: fc.nat(0x7fff_ffff) }),
     of("transportReset", { side }),
   ];
 }

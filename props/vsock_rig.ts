@@ -64,7 +64,7 @@ export type VsockSetup = {
 };
 
 /** What is wrong with a snapshot, in words. */
-function refusal(work: () => unknown): string {
+export function refusal(work: () => unknown): string {
   try {
     work();
     return "taken";
@@ -75,7 +75,10 @@ function refusal(work: () => unknown): string {
 }
 
 /** Changes one value anywhere in plain data. */
-function spoil(value: unknown, pick: (below: number) => number): unknown {
+export function spoil(
+  value: unknown,
+  pick: (below: number) => number,
+): unknown {
   const places: [Record<string, unknown>, string][] = [];
   const walk = (one: unknown): void => {
     if (typeof one !== "object" || one === null) return;

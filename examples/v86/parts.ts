@@ -170,12 +170,15 @@ async function fetchDebian(progress: Progress): Promise<string> {
     const apt = new PrivateApt(work);
     progress("fetching the index of Debian's packages for i386 (14 MB)");
     // A source without packages for i386 fails; whether those that are needed are there shows next.
-    let problem = "";
+    let problem = "there is no network, or no source of apt's has it; " +
+      "RINGSIDE_I386_SOURCES can name a sources.list that does";
     await apt.run("apt-get", ["update", "--quiet"]).catch((error) => {
       problem = (error as Error).message;
     });
-    const kernel = await kernelPackage(apt).catch((error) => {
-      throw new Error(problem === "" ? error.message : problem);
+    const kernel = await kernelPackage(apt).catch(() => {
+      throw new Error(
+        `Cannot fetch ${KERNEL_META_PACKAGE} for i386: ${problem}`,
+      );
     });
     progress(`fetching ${kernel} and busybox-static for i386 (53 MB)`);
     const root = `${work}/root`;

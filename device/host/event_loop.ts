@@ -12,6 +12,8 @@ import { errno, fixedBytes, libc } from "./ffi.ts";
 
 /** There is something to read, or somebody to accept. */
 export const EPOLLIN = 0x1;
+/** There is a byte out of band. */
+export const EPOLLPRI = 0x2;
 /** There is room to write. */
 export const EPOLLOUT = 0x4;
 /** The descriptor is in error; always reported. */

@@ -6,6 +6,7 @@ import {
   EPOLLHUP,
   EPOLLIN,
   EPOLLOUT,
+  EPOLLPRI,
   EPOLLRDHUP,
   type EventLoop,
   type FdHandler,
@@ -19,7 +20,9 @@ import {
 } from "./socket.ts";
 import type { VectorIo } from "./vector_io.ts";
 
-const IDLE_EVENTS = EPOLLIN | EPOLLRDHUP | EPOLLET;
+const IDLE_EVENTS = EPOLLIN | EPOLLPRI | EPOLLRDHUP | EPOLLET;
+/** Events after which there may be something behind what a read finds. */
+const END_EVENTS = EPOLLPRI | EPOLLRDHUP | EPOLLHUP | EPOLLERR;
 const BLOCKED_EVENTS = IDLE_EVENTS | EPOLLOUT;
 
 /** Who keeps a {@link UnixEnd}. */
@@ -44,6 +47,10 @@ export class UnixEnd implements FdHandler {
   readonly #owner: EndOwner;
   readonly #events: StreamEvents;
   #readBlocked = true;
+  // Nothing has come since a read took all there was.
+  #drained = false;
+  // An event has told of the end, or of a byte out of band: a read ends before it, and no other event may come.
+  #marked = false;
   #writeBlocked = false;
   #watchesRoom = false;
   #hungUp = false;
@@ -82,6 +89,24 @@ export class UnixEnd implements FdHandler {
   /** There was nothing to read: an event tells when there is. */
   protected readBlocked(): void {
     this.#readBlocked = true;
+    this.#drained = false;
+  }
+
+  /**
+   * A read has found less than it could take, so that the next one would find nothing: an event tells of
+   * what comes after it.
+   */
+  protected readAll(): void {
+    if (this.#marked) return;
+    this.#readBlocked = true;
+    this.#drained = true;
+  }
+
+  /** True where the next read would find nothing; true once. */
+  protected takeDrained(): boolean {
+    const drained = this.#drained;
+    this.#drained = false;
+    return drained;
   }
 
   /** There was no room for all: an event tells when there is. */
@@ -123,6 +148,8 @@ export class UnixEnd implements FdHandler {
 
   /** {@inheritDoc FdHandler.onEvents} */
   onEvents(events: number): void {
+    if ((events & END_EVENTS) !== 0) this.#marked = true;
+    this.#drained = false;
     if (
       this.#readBlocked &&
       (events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR)) !== 0

@@ -35,8 +35,12 @@ export class UnixStream extends UnixEnd implements HostStream {
   /** {@inheritDoc HostStream.read} */
   read(into: Segments): number {
     if (this.fd < 0) return STREAM_BROKEN;
+    if (this.takeDrained()) return STREAM_AGAIN;
     const received = this.io.read(this.fd, into);
-    if (received > 0) return received;
+    if (received > 0) {
+      if (this.io.drained) this.readAll();
+      return received;
+    }
     if (received === 0 && into.bytes > 0) return STREAM_EOF;
     if (received < 0 && received !== -EAGAIN) return STREAM_BROKEN;
     this.readBlocked();

@@ -9,6 +9,7 @@ import { fixedBytes, libc } from "./ffi.ts";
 import { createMemfd, Mapping } from "./mmap.ts";
 import {
   closeFd,
+  FdChannel,
   receiveBytes,
   sendBytes,
   SHUT_WR,
@@ -270,6 +271,60 @@ Deno.test("UnixStream hangs up once, and what came before can be read", () => {
     assertEquals(stream.read(segments([0, 100])), 3);
     assertEquals(stream.read(segments([0, 100])), STREAM_EOF);
     for (let i = 0; i < 3; i++) assertEquals(loop.turn(0), 0);
+  });
+});
+
+Deno.test("UnixStream.read() that took all there was is told of what comes next by an event", () => {
+  withStream("mapped", ({ loop, stream, peer, log, segments }) => {
+    loop.turn(0);
+    sendBytes(peer, new Uint8Array([1, 2, 3]), 3);
+    loop.turn(0);
+    assertEquals(stream.read(segments([0, 100])), 3);
+    sendBytes(peer, new Uint8Array([4, 5]), 2);
+    assertEquals(stream.read(segments([0, 100])), STREAM_AGAIN);
+    assertEquals(log.splice(0), ["readable"]);
+    loop.turn(0);
+    assertEquals(log.splice(0), ["readable"]);
+    // The end comes before the read, its event after it.
+    shutdownSocket(peer, SHUT_WR);
+    assertEquals(stream.read(segments([0, 100])), 2);
+    assertEquals(stream.read(segments([0, 100])), STREAM_AGAIN);
+    loop.turn(0);
+    assertEquals(log.splice(0), ["readable"]);
+    assertEquals(stream.read(segments([0, 100])), STREAM_EOF);
+  });
+});
+
+Deno.test("UnixStream.read() goes on behind bytes that came with descriptors", () => {
+  withStream("mapped", ({ loop, stream, peer, segments }) => {
+    loop.turn(0);
+    const channel = new FdChannel();
+    assertEquals(channel.send(peer, fixedBytes(2), 2, [peer]), 2);
+    sendBytes(peer, new Uint8Array([3, 4, 5]), 3);
+    loop.turn(0);
+    // The kernel ends a read there. No event tells of the rest, which was there before.
+    assertEquals(stream.read(segments([0, 100])), 2);
+    assertEquals(stream.read(segments([0, 100])), 3);
+    assertEquals(stream.read(segments([0, 100])), STREAM_AGAIN);
+  });
+});
+
+Deno.test("UnixStream.read() goes on behind a byte out of band", () => {
+  withStream("mapped", ({ loop, stream, peer, segments }) => {
+    loop.turn(0);
+    const MSG_OOB = 1;
+    sendBytes(peer, new Uint8Array([1, 2]), 2);
+    // Where the kernel has none on Unix sockets, there is nothing to stop at.
+    libc().send(peer, fixedBytes(1), 1, MSG_OOB);
+    sendBytes(peer, new Uint8Array([3, 4, 5]), 3);
+    loop.turn(0);
+    let bytes = 0;
+    for (;;) {
+      const got = stream.read(segments([0, 100]));
+      if (got === STREAM_AGAIN) break;
+      bytes += got;
+    }
+    assertEquals(bytes, 5);
   });
 });
 

@@ -3,6 +3,7 @@ import { EAGAIN, EINTR } from "./errno.ts";
 import { addressOf, errno, fixedBytes, libc } from "./ffi.ts";
 import { receiveBytes, sendBytes } from "./socket.ts";
 
+const MSG_CTRUNC = 0x8;
 const MSG_DONTWAIT = 0x40;
 const MSG_TRUNC = 0x20;
 const MSG_NOSIGNAL = 0x4000;
@@ -12,6 +13,8 @@ const MSGHDR_BYTES = 56;
 const MSG_IOV = 16;
 /** Index of the low half of `msg_iovlen` in 32-bit words. */
 const MSG_IOVLEN_WORD = 6;
+/** Index of `msg_flags` in 32-bit words. */
+const MSG_FLAGS_WORD = 12;
 
 const MSG_IOVLEN = 24;
 const MSG_CONTROL = 32;
@@ -38,6 +41,9 @@ const MAX_DISCARD_BYTES = 8 * 1024 * 1024;
  * negative errno.
  */
 export class VectorIo {
+  /** The last `read()` took all there was: the next one would find nothing, unless something has come. */
+  drained = false;
+
   // The list of (base, length) that readv and sendmsg take: per segment base low, base high,
   // length, 0. Halves of 32 bits, because a BigInt costs 20 times as much.
   #iovec: Uint32Array<ArrayBuffer> = new Uint32Array(
@@ -141,6 +147,7 @@ export class VectorIo {
 
   /** Receives into segments. */
   read(fd: number, into: Segments): number {
+    this.drained = false;
     if (!this.#point(into)) {
       const scratch = this.#scratch;
       const length = Math.min(into.bytes, scratch.length);
@@ -148,9 +155,16 @@ export class VectorIo {
       if (received > 0) into.copyFrom(scratch.subarray(0, received));
       return received;
     }
+    const header = this.#header;
+    header[MSG_IOVLEN_WORD] = into.count;
     for (;;) {
-      const received = libc().readv(fd, this.#iovec, into.count);
-      if (received >= 0) return received;
+      const received = libc().recvmsg(fd, header, MSG_DONTWAIT);
+      if (received >= 0) {
+        // A read also ends behind bytes that came with descriptors, which are dropped.
+        this.drained = received < into.bytes &&
+          (header[MSG_FLAGS_WORD]! & MSG_CTRUNC) === 0;
+        return received;
+      }
       const error = errno();
       if (error !== EINTR) return -error;
     }

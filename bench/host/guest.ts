@@ -422,15 +422,17 @@ export class LoadGuest {
 
   /** Sleeps until the device has something for us. */
   sleep(): void {
-    const full = this.#full || this.#waiting.length > 0;
-    this.#full = false;
+    const full = this.#free.length <= RESERVED_SLOTS;
     // Packets may have come back since.
-    if (full && this.#free.length > RESERVED_SLOTS) return;
+    if (this.#full && !full) {
+      this.#full = false;
+      return;
+    }
     const again = full && this.#tx.armInterrupts();
     if (this.#rx.armInterrupts() || again) return;
     this.sleeps++;
     if (libc().poll(this.#pollEntries, 2, STALL_MS) === 0) {
-      this.stalls++; console.error("stall", this.#rx.inFlight, this.#tx.inFlight, this.#free.length, this.#waiting.length, JSON.stringify(this.#byPort.filter(c=>c && c.toSend>0).slice(0,2)), JSON.stringify(this.#byPort.filter(c=>c && c.received<10 ).slice(0,2)));
+      this.stalls++;
       for (const { kick } of this.#vrings) raiseSignal(kick);
       if (this.stalls > MAX_STALLS) throw new Error("the device keeps still");
     }

@@ -10,6 +10,8 @@ import { machineParts, type Parts, type Progress, sha256 } from "./parts.ts";
 
 /** What the guest's first process says when it can be saved. */
 const READY = "RINGSIDE-READY";
+/** Booted machines in the cache, 39 MB each. */
+const KEPT = 3;
 const BOOT_TIMEOUT_MS = 180_000;
 
 /** A machine to go on with, as a file, and what it is made of. */
@@ -42,7 +44,23 @@ export async function bootedMachine(
   const work = await Deno.makeTempFile({ dir: `${cacheFolder()}/v86` });
   await Deno.writeFile(work, file);
   await Deno.rename(work, path);
+  await forgetOld();
   return { parts, file };
+}
+
+/** Machines that were booted for what was here before; other checkouts have theirs. */
+async function forgetOld(): Promise<void> {
+  const found: { path: string; time: number }[] = [];
+  for await (const { name } of Deno.readDir(`${cacheFolder()}/v86`)) {
+    if (!name.startsWith("booted-")) continue;
+    const path = `${cacheFolder()}/v86/${name}`;
+    const info = await Deno.stat(path).catch(() => null);
+    found.push({ path, time: info?.mtime?.getTime() ?? 0 });
+  }
+  found.sort((a, b) => b.time - a.time);
+  for (const { path } of found.slice(KEPT)) {
+    await Deno.remove(path).catch(() => {});
+  }
 }
 
 async function boot(parts: Parts): Promise<Uint8Array<ArrayBuffer>> {

@@ -319,6 +319,9 @@ export async function machineParts(
     // What the kernel finds when it boots.
     await sha256(await readHere("boot.ts")),
     await sha256(await readHere("adapter.ts")),
+    // What the file is like.
+    await sha256(await readHere("machine.ts")),
+    await sha256(await readHere("snapshot_file.ts")),
   ].join("\n");
   const image = async (): Promise<KernelImage> => ({
     vmlinux: await Deno.readFile(`${debian}/vmlinux`),

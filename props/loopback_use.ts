@@ -5,6 +5,7 @@
  * @module
  */
 
+import { ByteQueue } from "../device/vsock/byte_queue.ts";
 import { MESSAGE_AGAIN, STREAM_BROKEN } from "../device/vsock/host.ts";
 import {
   LOOPBACK_BUFFER_BYTES,
@@ -133,5 +134,17 @@ export function useListener(): string {
   listener.close();
   listener.accept().catch(() => {});
   expectSame(INVARIANT, "room", listener.hasRoom, false);
+  return "";
+}
+
+/** What holds bytes for programs takes and gives no more than there is. */
+export function useQueues(): string {
+  const queue = new ByteQueue(4);
+  refused(RangeError, () => queue.push(new Uint8Array(5)));
+  queue.push(Uint8Array.of(1, 2, 3));
+  refused(RangeError, () => queue.push(new Uint8Array(2)));
+  refused(RangeError, () => queue.drop(4));
+  expectSame(INVARIANT, "bytes", queue.copy().join(), "1,2,3");
+  refused(RangeError, () => new Segments(new GuestMemory([])).view(0));
   return "";
 }

@@ -7,13 +7,18 @@
 import { VsockDevice } from "../device/vsock/device.ts";
 import { LoopbackHost } from "../device/vsock/loopback.ts";
 import { VirtioDevice } from "../device/virtio_device.ts";
-import { useListener, useMessages, useStream } from "./loopback_use.ts";
+import {
+  useListener,
+  useMessages,
+  useQueues,
+  useStream,
+} from "./loopback_use.ts";
 import { refused } from "./refused.ts";
 import { Violation } from "./violation.ts";
 import type { VsockRig } from "./vsock_rig.ts";
 
 /** How many calls there are. */
-export const MISUSES = 15;
+export const MISUSES = 16;
 
 /**
  * Makes call `which`.
@@ -79,6 +84,8 @@ export function misuse(rig: VsockRig, which: number): string {
       return useMessages();
     case 13:
       return useListener();
+    case 14:
+      return useQueues();
     default: {
       if (make({}).process()) {
         throw new Violation("misuse", "a device without a driver has work");

@@ -258,6 +258,11 @@ export class Registers {
     const { virtio } = this;
     const index = this.queueSelect;
     if (ready && !virtio.queueReady(index)) {
+      // One that was restored from a transport without such a register.
+      if (virtio.queueRunning(index)) {
+        this.refused("queue", `queue ${index} is running`);
+        return;
+      }
       const { size, areas } = this.#queues[index]!;
       virtio.setupQueue(index, {
         size,

@@ -726,6 +726,7 @@ function testSnapshots(
       ["CONTENT", "a text", "{}"],
       ["VERSION", "no version", {}],
       ["VERSION", "another version", { ...good, version: 99 }],
+      ["VERSION", "no text", { ...good, version: { toString: 1, valueOf: 1 } }],
       ["CHECKSUM", "cut", { ...good, registers: null }],
       ["CHECKSUM", "edited", { ...good, more: 1 }],
       ["CONTENT", "no registers", reseal((copy) => delete copy.registers)],
@@ -758,6 +759,13 @@ function testSnapshots(
       assertEquals((error as SnapshotError).code, code, what);
       assertEquals(other.transport.save(), before, what);
     }
+    // However deep the engine can follow.
+    for (const depth of [100, 3_000, 5_000, 8_000, 100_000]) {
+      assertThrows(
+        () => other.transport.restore({ ...good, more: nested(depth) }),
+        SnapshotError,
+      );
+    }
     other.transport.restore(reseal(() => {}));
     // Not under a driver that runs.
     assertThrows(
@@ -766,6 +774,39 @@ function testSnapshots(
       "Cannot restore: the device is not in its state after reset",
     );
   });
+
+  test(`${name} refuses to make a queue ready that runs already, as one restored from another transport does`, () => {
+    for (const format of FORMATS) {
+      const rig = started(format);
+      const { version, checksum: _sum, ...content } = rig.virtio.save();
+      // A vhost-user front-end starts queues without any register.
+      for (const queue of content.queues) queue.ready = false;
+      const saved = {
+        version,
+        checksum: checksum(content as Plain),
+        ...content,
+      };
+      const other = make({ format });
+      other.memory = rig.memory;
+      other.transport.syncMemory();
+      other.virtio.restore(saved);
+      for (const [index, areas] of rig.areas.entries()) {
+        assertEquals(other.registers.setupQueue(index, areas), false);
+        assertEquals(other.virtio.queueRunning(index), true);
+      }
+      const { counters } = other.virtio.diagnostics;
+      const refused = [...counters.keys()].filter((kind) =>
+        kind.endsWith("_queue_refused")
+      );
+      assertEquals(refused.length, 1);
+    }
+  });
+}
+
+function nested(depth: number): Plain {
+  let value: Plain = 0;
+  for (let i = 0; i < depth; i++) value = [value];
+  return value;
 }
 
 function isEe(byte: number): boolean {

@@ -70,17 +70,24 @@ export function unseal(value: unknown, version: number): FieldReader {
     throw new SnapshotError("CONTENT", "it is no plain data");
   }
   const fields = new FieldReader(copy, "snapshot");
-  const found = fields.any("version");
-  if (found !== version) {
+  const made = fields.any("version");
+  if (made !== version) {
+    const which = typeof made === "number" ? `version ${made}` : "no version";
     throw new SnapshotError(
       "VERSION",
-      `it is of version ${String(found)}, this device reads version ${version}`,
+      `it is of ${which}, this device reads version ${version}`,
     );
   }
   const { version: _version, checksum: expected, ...content } = copy as {
     [key: string]: Plain;
   };
-  if (checksum(content) !== expected) {
+  let found: string;
+  try {
+    found = checksum(content);
+  } catch {
+    throw new SnapshotError("CONTENT", "it is nested too deeply");
+  }
+  if (found !== expected) {
     throw new SnapshotError(
       "CHECKSUM",
       "it was cut or edited: its checksum is of something else",

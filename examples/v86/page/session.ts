@@ -365,8 +365,9 @@ export class Session {
     if (streams.some((one) => !one.ended && one.broken === null)) return;
     // Its words may stand behind a prompt, and what was typed there.
     const words = /^.*(?=stream \d+ sent |streams done)/gm;
-    const counts = guestCounts(this.#said.replaceAll(words, ""));
-    if (counts === null) return;
+    const said = this.#said.replaceAll(words, "");
+    if (!/^streams done\r?$/m.test(said)) return;
+    const counts = guestCounts(said);
     const wrong: string[] = [];
     for (const stream of streams) {
       const guest = counts.get(stream.index);

@@ -231,6 +231,14 @@ export class VsockSwitch<Device extends SwitchedDevice = SwitchedDevice> {
       });
       made.restore(one);
       made.peer.restore(other);
+      // Such a one is not there any more, and nothing would end it.
+      if (made.over && made.peer.over) {
+        throw pipe.bad("ends", "both closed");
+      }
+      // A packet to the guest's own CID reaches nobody.
+      if (made.address.guestCid === made.address.peerCid) {
+        throw pipe.bad("ends", "of one guest");
+      }
       return made;
     });
     for (const pipe of made) {

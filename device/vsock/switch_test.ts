@@ -568,6 +568,9 @@ Deno.test("VsockSwitch.restore() refuses what is no snapshot of a switch", () =>
     (state) => state.pipes[0]!.ends[0].waiting = "?",
     (state) => state.pipes[0]!.ends[1].cid = -1,
     (state) => state.pipes[0]!.ends[1].closed = 1 as unknown as boolean,
+    // Nobody would end it.
+    (state) => state.pipes[0]!.ends.forEach((end) => end.closed = true),
+    (state) => state.pipes[0]!.ends[1].cid = state.pipes[0]!.ends[0].cid,
   ];
   for (const edit of bad) {
     const state = JSON.parse(good);

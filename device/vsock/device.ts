@@ -52,7 +52,10 @@ export type VsockDeviceOptions = {
   diagnostics?: Diagnostics;
   /** Largest queue, a power of two. 1024 unless told. */
   maxQueueSize?: number;
-  /** Bytes that a connection buffers for its host program, 1 to 2^31 - 1. 256 KiB unless told. */
+  /**
+   * Bytes that a connection buffers for its host program, 1 to 2^31 - 1. 256 KiB unless told. A snapshot of a
+   * device with larger buffers is refused.
+   */
   bufAlloc?: number;
   /**
    * Connections at a time. 2048 unless told. Memory for one guest is bounded by this times
@@ -97,6 +100,7 @@ export class VsockDevice implements DeviceModel {
   readonly #rx: RxWriter;
   readonly #now: () => number;
   readonly #maxConnections: number;
+  readonly #bufAlloc: number;
   #virtio: VirtioDevice | null = null;
   #tx: DeviceQueue | null = null;
   #event: DeviceQueue | null = null;
@@ -148,6 +152,7 @@ export class VsockDevice implements DeviceModel {
     const memory = new GuestMemory([]);
     this.#now = now;
     this.#maxConnections = maxConnections;
+    this.#bufAlloc = bufAlloc;
     this.#chain = new Chain(memory);
     this.#rx = new RxWriter(memory, diagnostics);
     this.#muxer = new Muxer(memory, {
@@ -388,6 +393,7 @@ export class VsockDevice implements DeviceModel {
   prepareRestore(snapshot: unknown): () => void {
     const checked = readVsockSnapshot(snapshot, {
       guestCid: this.guestCid,
+      bufAlloc: this.#bufAlloc,
       maxConnections: this.#maxConnections,
       maxStrays: MAX_STRAY_RESETS,
     });

@@ -58,6 +58,7 @@ export type VsockSnapshot = {
 /** Limits of the device that reads a snapshot. */
 export type VsockSnapshotLimits = {
   guestCid: number;
+  bufAlloc: number;
   maxConnections: number;
   maxStrays: number;
 };
@@ -92,6 +93,12 @@ export function readVsockSnapshot(
     );
   }
   const bufAlloc = fields.integer("bufAlloc", 1, 2 ** 31 - 1);
+  if (bufAlloc > limits.bufAlloc) {
+    throw new SnapshotError(
+      "MISMATCH",
+      `its connections have buffers of ${bufAlloc} bytes, this device's ${limits.bufAlloc}`,
+    );
+  }
   const values = fields.array("connections", Infinity);
   if (values.length > limits.maxConnections) {
     throw new SnapshotError(

@@ -268,6 +268,8 @@ for (const ring of RINGS) {
       edited((snapshot) => snapshot.features = "0x8000000000000000"),
     );
     refused("MISMATCH", edited((_, model) => model.guestCid = 4));
+    // Each connection could fill so much.
+    refused("MISMATCH", edited((_, model) => model.bufAlloc = 2 ** 31 - 1));
     refused("CONTENT", edited((snapshot) => snapshot.features = "12"));
     refused("CONTENT", edited((snapshot) => snapshot.status = -1));
     refused(

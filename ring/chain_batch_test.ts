@@ -185,11 +185,19 @@ class Twins {
       pick(3) === 0 ? writable : Math.min(writable, pick(60));
     const last = inFlight.length - batch.count;
     if (batch.count !== 0 && (!this.inOrder || last === 0) && pick(3) !== 0) {
-      inFlight.splice(last).forEach(({ token, writable }, i) => {
-        assertEquals(batch.token[i], token);
-        batch.written[i] = written(writable);
-        one.push(token, batch.written[i]!);
-      });
+      // An older one before the batch, and some between them left behind.
+      if (last > 0 && pick(2) === 0) {
+        const { token } = inFlight.splice(0, 1)[0]!;
+        one.push(token, 0);
+        many.push(token, 0);
+      }
+      inFlight.splice(inFlight.length - batch.count).forEach(
+        ({ token, writable }, i) => {
+          assertEquals(batch.token[i], token);
+          batch.written[i] = written(writable);
+          one.push(token, batch.written[i]!);
+        },
+      );
       many.pushBatch(batch);
     } else {
       for (let left = pick(inFlight.length + 1); left > 0; left--) {
@@ -363,6 +371,23 @@ for (const format of ["split", "packed"] as const) {
     assertEquals(device.inFlight, 7);
   });
 }
+
+Deno.test("popBatch() refuses a packed chain that reaches into descriptors in flight", () => {
+  const pair = new TestPair("packed", 4, { strongOrdering: true });
+  const device = pair.device as Device;
+  const batch = new ChainBatch(pair.memory);
+  pair.add(2, 0);
+  pair.driver.publish();
+  assertEquals(device.popBatch(batch), 1);
+  pair.add(2, 0);
+  pair.driver.publish();
+  // Its last descriptor goes on in the first one that is in flight, which goes on in the second, with an id that
+  // is free.
+  pair.bytes[PAIR_RING + 3 * 16 + 14]! |= 1;
+  pair.bytes[PAIR_RING + 1 * 16 + 12] = 3;
+  const error = assertThrows(() => device.popBatch(batch), RingError);
+  assertEquals(error.code, "CHAIN_TOO_LONG_FOR_RING");
+});
 
 Deno.test("ChainBatch grows for segments, and refuses buffers that it has no room for", () => {
   const pair = new TestPair("split", 64);

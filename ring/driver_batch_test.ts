@@ -219,3 +219,37 @@ for (const format of ["split", "packed"] as const) {
     assertEquals(device.pop(chain), false);
   });
 }
+
+for (const format of ["split", "packed"] as const) {
+  Deno.test(`reclaimBatch() refuses a buffer that is staged and not published, ${format}`, () => {
+    const { driver, device, chain, bytes } = new TestPair(format, 8, {
+      strongOrdering: true,
+    });
+    const batch = driver as BatchDriverQueue;
+    const lists = Array.from(
+      { length: 3 },
+      (_, i) => new BufferList().addWritable(PAIR_DATA + 64 * i, 16),
+    );
+    const tokens = new Uint32Array(2);
+    assertEquals(batch.addBatch(lists, tokens), 2);
+    batch.publish();
+    while (device.pop(chain)) device.push(chain.token, 16);
+    device.publish();
+    const staged = new Uint32Array(2);
+    assertEquals(batch.addBatch(lists, staged), 2);
+    // The second one that was used.
+    const id = format === "split"
+      ? PAIR_DEVICE_AREA + 4 + 8
+      : PAIR_RING + 16 + 12;
+    bytes[id] = staged[1]!;
+    const used = new Uint32Array(8);
+    const lengths = new Float64Array(8);
+    assertEquals(batch.reclaimBatch(used, lengths), 1);
+    assertEquals(used[0], tokens[0]);
+    const error = assertThrows(
+      () => batch.reclaimBatch(used, lengths),
+      RingError,
+    );
+    assertEquals(error.code, "USED_ID_UNKNOWN");
+  });
+}

@@ -8,6 +8,7 @@ import {
 } from "@std/assert";
 import fc from "fast-check";
 import { Chain } from "./chain.ts";
+import { ChainBatch } from "./chain_batch.ts";
 import { RingError, type RingErrorCode } from "./errors.ts";
 import { GuestMemory } from "./memory.ts";
 import { PackedDevice } from "./packed_device.ts";
@@ -1167,6 +1168,25 @@ Deno.test("PackedDevice.pop() with strong ordering loads each hand-off once by a
     for (let id = 0; id < count!; id++) device.push(id, 0);
     device.publish();
   }
+});
+
+Deno.test("PackedDevice.popBatch() with strong ordering loads each hand-off once by atomics", () => {
+  const guest = new Guest(16, { strongOrdering: true });
+  const device = guest.device();
+  const batch = new ChainBatch(guest.memory);
+  const flags = (slot: number) => (RING - BASE + slot * 16 + 14).toString(16);
+  const buffer = [readable(DATA, 1), readable(DATA, 1)];
+  for (let id = 0; id < 3; id++) guest.offer(id, buffer);
+  const logs = [1, 1, 1].map((most) =>
+    atomicsOf(() => assertEquals(device.popBatch(batch, most), 1))
+  );
+  assertEquals(logs, [[`load ${flags(5)}`], [], []]);
+  // What comes later has a load of its own.
+  guest.offer(3, buffer);
+  assertEquals(
+    atomicsOf(() => assertEquals(device.popBatch(batch, 1), 1)),
+    [`load ${flags(7)}`],
+  );
 });
 
 Deno.test("PackedDevice.save() refuses while completions are staged", () => {

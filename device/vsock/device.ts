@@ -59,7 +59,8 @@ export type VsockDeviceOptions = {
   bufAlloc?: number;
   /**
    * Connections at a time. 2048 unless told. Memory for one guest is bounded by this times
-   * `bufAlloc`, twice and more for seqpackets, all of it in use only when no program reads.
+   * `bufAlloc`, all of it in use only when no program reads. A guest of seqpackets of one byte takes six
+   * times that, as their lengths are kept, and a message to it.
    */
   maxConnections?: number;
   /** Offer seqpacket sockets beside streams. True unless told. */

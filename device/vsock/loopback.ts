@@ -119,7 +119,8 @@ export class LoopbackHost implements HostSide {
 
   /**
    * Takes its device away. Another one, restored from a snapshot of it, goes on with the same
-   * connections: their programs notice nothing.
+   * connections: their programs notice nothing. The old one is not to be used any more: a reset of it would
+   * end them.
    */
   detach(): void {
     this.#device = null;

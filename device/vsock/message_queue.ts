@@ -117,7 +117,10 @@ export class MessageQueue {
   }
 
   #grow(): void {
-    const grown = new Uint32Array(Math.max(16, this.#words.length * 2));
+    // No more can there be: what is not empty has a byte.
+    const most = this.bytes.limit + MAX_EMPTY_MESSAGES;
+    const capacity = Math.min(Math.max(16, this.#words.length * 2), most);
+    const grown = new Uint32Array(capacity);
     for (let i = 0; i < this.#count; i++) {
       grown[i] = this.#words[(this.#first + i) % this.#words.length]!;
     }

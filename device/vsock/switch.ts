@@ -165,6 +165,7 @@ export class VsockSwitch<Device extends SwitchedDevice = SwitchedDevice> {
   /**
    * Takes a device out and keeps its connections, for another one that joins with the same CID and is
    * restored from a snapshot of it. Those that it does not go on with end by {@link VsockSwitch.settle}.
+   * The old device is not to be used any more: a reset of it would end the connections of the new one.
    * Connects to its guest that have no answer are refused.
    */
   detach(device: Device): void {

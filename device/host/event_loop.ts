@@ -194,15 +194,29 @@ export class EventLoop {
    */
   unregister(fd: number): void {
     if (!this.#handlers[fd]) return;
-    this.#handlers[fd] = null;
-    this.#generations[fd] = 0;
-    this.#registered--;
+    this.forget(fd);
     if (
       libc().epoll_ctl(this.#epoll, EPOLL_CTL_DEL, fd, this.#control) < 0 &&
       errno() !== ENOENT
     ) {
       throw new SystemError(`stop watching descriptor ${fd}`, errno());
     }
+  }
+
+  /** Whether `fd` is watched. */
+  watches(fd: number): boolean {
+    return (this.#handlers[fd] ?? null) !== null;
+  }
+
+  /**
+   * {@link EventLoop.unregister} for a descriptor whose open file is the caller's alone, and which it closes before
+   * the next turn: then the system stops watching it by itself.
+   */
+  forget(fd: number): void {
+    if (!this.#handlers[fd]) return;
+    this.#handlers[fd] = null;
+    this.#generations[fd] = 0;
+    this.#registered--;
   }
 
   /** Calls `fire` once, in `ms` milliseconds. */

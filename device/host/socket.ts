@@ -169,12 +169,20 @@ function removeStale(path: string, kind: SocketKind): void {
   }
 }
 
+// Where the last connection went: a guest's connections mostly go to the same program.
+let lastPath = "";
+let lastAddress: Uint8Array<ArrayBuffer> | null = null;
+
 /**
  * Connects to a Unix socket without waiting; returns the descriptor, or a negative errno:
  * `-EAGAIN` when the listener's backlog is full, `-ENOENT` also for a path that is too long.
  */
 export function connectTo(path: string, kind: SocketKind = "stream"): number {
-  const address = socketAddress(path);
+  if (path !== lastPath) {
+    lastAddress = socketAddress(path);
+    lastPath = path;
+  }
+  const address = lastAddress;
   if (address === null) return -ENOENT;
   const c = libc();
   const fd = newSocket(kind);

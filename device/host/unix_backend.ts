@@ -144,6 +144,9 @@ type Door = { readonly kind: SocketKind; readonly listener: Listener };
 
 /** Host side of a vsock device over Unix sockets. */
 export class UnixBackend implements HostSide, EndOwner {
+  /** Scratch for a line from or to a host program. */
+  readonly line: Uint8Array<ArrayBuffer> = fixedBytes(MAX_CONNECT_LINE_BYTES);
+
   readonly #loop: EventLoop;
   readonly #udsPath: string;
   readonly #seqpackets: boolean;
@@ -443,9 +446,11 @@ export class UnixBackend implements HostSide, EndOwner {
   #clientAccepted(client: PendingClient, hostPort: number): number {
     const fd = client.release();
     this.clientGone(client);
-    const line = new TextEncoder().encode(`OK ${hostPort}\n`);
+    const line = `OK ${hostPort}\n`;
+    const bytes = this.line;
+    for (let i = 0; i < line.length; i++) bytes[i] = line.charCodeAt(i);
     // A fresh socket has room for it. Where the client is gone, the stream says so.
-    if (sendBytes(fd, line, line.length) !== line.length) {
+    if (sendBytes(fd, bytes, line.length) !== line.length) {
       shutdownSocket(fd, SHUT_RDWR);
     }
     this.#diagnostics.count("guest_connects_accepted");
@@ -466,7 +471,7 @@ export class UnixBackend implements HostSide, EndOwner {
 
   /** Closes a socket so that its other end reads end of file. */
   closeGently(fd: number): void {
-    this.#loop.unregister(fd);
+    this.#loop.forget(fd);
     shutdownSocket(fd, SHUT_RDWR);
     this.#io.discard(fd);
     closeFd(fd);
@@ -487,11 +492,9 @@ function isExhaustion(error: number): boolean {
 class PendingClient implements FdHandler {
   readonly kind: SocketKind;
   readonly #backend: UnixBackend;
-  readonly #loop: EventLoop;
   readonly #timer: Timer;
-  readonly #line = fixedBytes(MAX_CONNECT_LINE_BYTES);
   #fd: number;
-  #length = 0;
+  #line = "";
   #complete = false;
   #connect: PendingConnect | null = null;
 
@@ -503,9 +506,9 @@ class PendingClient implements FdHandler {
   ) {
     this.kind = kind;
     this.#backend = backend;
-    this.#loop = loop;
     this.#fd = fd;
-    loop.register(fd, EPOLLIN, this);
+    // What follows the line, bytes or a half-close, is the stream's to find.
+    loop.register(fd, EPOLLIN | EPOLLET, this);
     this.#timer = loop.after(CONNECT_LINE_TIMEOUT_MS, () => {
       backend.count("connect_line_timeouts", "a host program sent no line");
       this.drop();
@@ -525,29 +528,32 @@ class PendingClient implements FdHandler {
 
   #readLine(events: number): void {
     const fd = this.#fd;
-    const rest = this.#line.subarray(this.#length);
-    const seen = peekBytes(fd, rest, rest.length);
-    if (seen === -EAGAIN) return;
-    if (seen <= 0) return this.drop();
-    let end = rest.subarray(0, seen).indexOf(NEWLINE);
+    const bytes = this.#backend.line;
     // A message is all there is of it, and nothing else.
     const whole = this.kind === "seqpacket";
-    if (whole && end !== seen - 1) end = -1;
-    const take = end < 0 ? seen : end + 1;
-    receiveBytes(fd, rest, take);
-    this.#length += take;
-    if (end < 0 && this.#length < MAX_CONNECT_LINE_BYTES && !whole) return;
+    let end = -1;
+    do {
+      const room = MAX_CONNECT_LINE_BYTES - this.#line.length;
+      const seen = peekBytes(fd, bytes, room);
+      if (seen === -EAGAIN) return;
+      if (seen <= 0) return this.drop();
+      end = bytes.subarray(0, seen).indexOf(NEWLINE);
+      if (whole && end !== seen - 1) end = -1;
+      const take = end < 0 ? seen : end + 1;
+      receiveBytes(fd, bytes, take);
+      for (let i = 0; i < take && i !== end; i++) {
+        this.#line += String.fromCharCode(bytes[i]!);
+      }
+    } while (
+      end < 0 && this.#line.length < MAX_CONNECT_LINE_BYTES && !whole
+    );
     this.#complete = true;
     this.#timer.cancel();
-    const line = new TextDecoder().decode(
-      this.#line.subarray(0, end < 0 ? this.#length : this.#length - 1),
-    );
     if ((events & EPOLLHUP) !== 0) {
       this.#backend.count("host_programs_left", "a host program left at once");
       return this.drop();
     }
-    // From now on only that it leaves: bytes and a half-close wait for the stream.
-    this.#loop.change(fd, EPOLLET, this);
+    const line = this.#line;
     this.#backend.clientAsks(this, end < 0 ? -1 : parseConnectLine(line), line);
   }
 
@@ -556,12 +562,11 @@ class PendingClient implements FdHandler {
     if (this.#fd >= 0) this.#connect = connect;
   }
 
-  /** Gives its socket away. */
+  /** Gives its socket away, which is still watched. */
   release(): number {
     const fd = this.#fd;
     this.#fd = -1;
     this.#connect = null;
-    if (fd >= 0) this.#loop.unregister(fd);
     return fd;
   }
 

@@ -56,7 +56,7 @@ export class UnixEnd implements FdHandler {
   #hungUp = false;
 
   /**
-   * Takes `fd` over and tells `events` what happens on it, from the loop's next turn on.
+   * Takes `fd` over, which may be watched already, and tells `events` what happens on it, from the loop's next turn on.
    *
    * Where epoll cannot watch it, the end is broken from the start, and says so on that turn.
    */
@@ -73,7 +73,8 @@ export class UnixEnd implements FdHandler {
     this.#events = events;
     this.#owner = owner;
     try {
-      loop.register(fd, IDLE_EVENTS, this);
+      if (loop.watches(fd)) loop.change(fd, IDLE_EVENTS, this);
+      else loop.register(fd, IDLE_EVENTS, this);
     } catch (error) {
       if (!(error instanceof SystemError)) throw error;
       closeFd(fd);
@@ -136,7 +137,7 @@ export class UnixEnd implements FdHandler {
     const fd = this.fd;
     if (fd < 0) return;
     this.fd = -1;
-    this.#loop.unregister(fd);
+    this.#loop.forget(fd);
     if (!reset) {
       // Unread input would turn the host program's end of file into "connection reset".
       shutdownSocket(fd, SHUT_RDWR);

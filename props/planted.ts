@@ -347,13 +347,12 @@ export const PLANTS: readonly Plant[] = [
   plant("vsock-rst-answered-by-rst", "several", [
     "device/vsock/muxer.ts",
     "        connection.receiveReset();\n",
-    "        connection.receiveReset();\n" +
-    "        this.#addStray(dstPort, srcPort, header.type, srcCid, dstCid);\n",
+    "        connection.receiveReset();\n        this.#answerReset();\n",
   ]),
   plant("vsock-unknown-rst-answered-by-rst", "several", [
     "device/vsock/muxer.ts",
     'this.#diagnostics.count("reset_unknown");',
-    "this.#addStray(dstPort, srcPort, header.type, srcCid, dstCid);",
+    "this.#answerReset();",
   ]),
   plant("vsock-eom-on-every-fragment", "several", [
     "device/vsock/rx_writer.ts",

@@ -396,29 +396,33 @@ export class Connection implements MessageEvents {
       (state !== "open" && state !== "closing") ||
       (this.#guestShutdown & VIRTIO_VSOCK_SHUTDOWN_SEND) !== 0
     ) {
-      this.#owner.fault("data_unexpected", () => `data in state ${state}`);
+      this.#complain("data_unexpected", length);
       this.reset();
       return false;
     }
     if (!this.credit.received(length)) {
-      this.#owner.fault(
-        "credit_exceeded",
-        () =>
-          `port ${this.guestPort} sent ${length} bytes beyond what it was granted`,
-      );
+      this.#complain("credit_exceeded", length);
       this.reset();
       return false;
     }
-    const link = this.#link;
-    if (this.#discard || !link.attached) {
+    if (this.#discard) {
       this.credit.forwarded(length);
       this.#tellRoom();
       return false;
     }
-    const result = link.receive(chain, length, flags, scratch);
+    const result = this.#link.receive(chain, length, flags, scratch);
     if (result === LINK_GATHERS) return true;
     this.#handedOver(result);
     return false;
+  }
+
+  // A closure in `receiveData` would cost every packet.
+  #complain(kind: string, length: number): void {
+    const state = this.#state;
+    this.#owner.fault(
+      kind,
+      () => `port ${this.guestPort} sent ${length} bytes in state ${state}`,
+    );
   }
 
   /** Writes gathered payload to the host program and keeps what it does not take. */

@@ -7,7 +7,6 @@ import type { Connection } from "./connection.ts";
 export class ConnectionTable {
   // By guest port, then the peer's. Both are any u32, so that no number holds the two.
   readonly #byGuestPort = new Map<number, Map<number, Connection[]>>();
-  #last: Connection | null = null;
 
   /** The connection of a tuple, or null. */
   find(
@@ -15,19 +14,10 @@ export class ConnectionTable {
     peerCid: number,
     peerPort: number,
   ): Connection | null {
-    // Packets come in runs.
-    const last = this.#last;
-    if (
-      last !== null && last.guestPort === guestPort &&
-      last.hostPort === peerPort && last.peerCid === peerCid
-    ) return last;
     const list = this.#byGuestPort.get(guestPort)?.get(peerPort);
     if (list === undefined) return null;
     for (const connection of list) {
-      if (connection.peerCid === peerCid) {
-        this.#last = connection;
-        return connection;
-      }
+      if (connection.peerCid === peerCid) return connection;
     }
     return null;
   }
@@ -51,7 +41,6 @@ export class ConnectionTable {
     const list = byPeerPort?.get(hostPort);
     const at = list?.indexOf(connection) ?? -1;
     if (byPeerPort === undefined || list === undefined || at < 0) return;
-    if (this.#last === connection) this.#last = null;
     list.splice(at, 1);
     if (list.length > 0) return;
     byPeerPort.delete(hostPort);

@@ -108,6 +108,11 @@ export class MessageLink implements HostLink {
     flags: number,
     scratch: Segments,
   ): number {
+    const end = this.#end;
+    if (end === null) {
+      this.#credit.forwarded(length);
+      return LINK_AGAIN;
+    }
     const queue = this.#queue;
     const last = (flags & VIRTIO_VSOCK_SEQ_EOM) !== 0;
     const endOfRecord = (flags & VIRTIO_VSOCK_SEQ_EOR) !== 0;
@@ -117,7 +122,7 @@ export class MessageLink implements HostLink {
       const whole =
         scratch.add(chain, 0, rows, VSOCK_HEADER_SIZE, length) === length;
       const result = whole
-        ? this.#end!.writeMessage(scratch, endOfRecord)
+        ? end.writeMessage(scratch, endOfRecord)
         : MESSAGE_AGAIN;
       scratch.clear();
       if (result !== MESSAGE_AGAIN) {

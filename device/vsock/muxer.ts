@@ -88,6 +88,8 @@ export class Muxer implements ConnectionOwner {
 
   readonly #table = new ConnectionTable();
   readonly #all = new Set<Connection>();
+  // Packets come in runs.
+  #last: Connection | null = null;
   #nextHostPort = FIRST_HOST_PORT;
 
   // A queue of turns: `#ready[#readyHead]` is next.
@@ -152,15 +154,13 @@ export class Muxer implements ConnectionOwner {
 
   /** Takes one packet from the guest; `chain` may be pushed after the next `flush()`. */
   receive(chain: Chain): void {
-    const header = this.#header;
-    if (!header.readFrom(chain)) {
-      this.#diagnostics.fault(
-        "packet_short",
-        () =>
-          `a packet of ${chain.readableBytes} bytes is shorter than its header`,
-      );
-      return;
-    }
+    if (this.#header.readFrom(chain)) this.#route(chain, this.#header);
+    else this.#wrongLength("packet_short", chain, VSOCK_HEADER_SIZE);
+  }
+
+  // Apart from `receive()`, into which V8 inlines the reading of the header, and no more: a tenth of the time
+  // of a small packet. No closure is made in here, as each would cost every packet.
+  #route(chain: Chain, header: PacketHeader): void {
     const op = header.op;
     if (op !== VIRTIO_VSOCK_OP_RW) this.flush();
 
@@ -169,58 +169,56 @@ export class Muxer implements ConnectionOwner {
       type !== VIRTIO_VSOCK_TYPE_STREAM &&
       !(type === VIRTIO_VSOCK_TYPE_SEQPACKET && this.seqpackets)
     ) {
-      return this.#refuse("type_unknown", () => `a packet of type ${type}`);
+      return this.#refuse("type_unknown");
     }
-    if (srcCid !== this.#guestCid) {
-      return this.#refuse(
-        "source_cid_wrong",
-        () => `a packet from CID ${srcCid}`,
-      );
+    if (srcCid !== this.#guestCid) return this.#refuse("source_cid_wrong");
+    let connection = this.#last;
+    if (
+      connection === null || connection.guestPort !== srcPort ||
+      connection.hostPort !== dstPort || connection.peerCid !== dstCid
+    ) {
+      connection = this.#table.find(srcPort, dstCid, dstPort);
+      this.#last = connection;
     }
-    const connection = this.#table.find(srcPort, dstCid, dstPort);
-    if (connection === null) {
-      if (dstCid !== VMADDR_CID_HOST && !this.peers?.reaches(dstCid)) {
-        return this.#refuse(
-          "destination_cid_unknown",
-          () => `a packet to CID ${dstCid}`,
-        );
-      }
-      switch (op) {
-        case VIRTIO_VSOCK_OP_REQUEST:
-          this.#request(header);
-          break;
-        case VIRTIO_VSOCK_OP_RST:
-          this.#diagnostics.count("reset_unknown");
-          break;
-        case VIRTIO_VSOCK_OP_SHUTDOWN:
-        case VIRTIO_VSOCK_OP_CREDIT_UPDATE:
-        case VIRTIO_VSOCK_OP_CREDIT_REQUEST:
-          // Our RST was on its way: no reason to complain.
-          this.#diagnostics.count("packet_late");
-          this.#answerReset();
-          break;
-        default:
-          this.#refuse(
-            "connection_unknown",
-            () => `operation ${op} on no connection`,
-          );
-      }
-      return;
-    }
-
-    if (connection.packetType !== type) {
-      // A socket has one type; the ports are taken for both.
-      return this.#refuse(
-        "type_wrong",
-        () =>
-          `a packet of type ${type} on a connection of type ${connection.packetType}`,
-      );
-    }
+    if (connection === null) return this.#stray(header);
+    // A socket has one type; the ports are taken for both.
+    if (connection.packetType !== type) return this.#refuse("type_wrong");
     connection.receiveCredit(header.bufAlloc, header.fwdCnt);
+    if (op === VIRTIO_VSOCK_OP_RW) {
+      this.#data(connection, chain, header.len, header.flags);
+    } else {
+      this.#control(connection, header);
+    }
+  }
+
+  /** Takes a packet that belongs to no connection. */
+  #stray(header: PacketHeader): void {
+    const { op, dstCid } = header;
+    if (dstCid !== VMADDR_CID_HOST && !this.peers?.reaches(dstCid)) {
+      return this.#refuse("destination_cid_unknown");
+    }
     switch (op) {
-      case VIRTIO_VSOCK_OP_RW:
-        this.#data(connection, chain, header.len, header.flags);
+      case VIRTIO_VSOCK_OP_REQUEST:
+        this.#request(header);
         break;
+      case VIRTIO_VSOCK_OP_RST:
+        this.#diagnostics.count("reset_unknown");
+        break;
+      case VIRTIO_VSOCK_OP_SHUTDOWN:
+      case VIRTIO_VSOCK_OP_CREDIT_UPDATE:
+      case VIRTIO_VSOCK_OP_CREDIT_REQUEST:
+        // Our RST was on its way: no reason to complain.
+        this.#diagnostics.count("packet_late");
+        this.#answerReset();
+        break;
+      default:
+        this.#refuse("connection_unknown");
+    }
+  }
+
+  /** Takes a packet of a connection that carries no payload. */
+  #control(connection: Connection, header: PacketHeader): void {
+    switch (header.op) {
       case VIRTIO_VSOCK_OP_CREDIT_UPDATE:
         break;
       case VIRTIO_VSOCK_OP_CREDIT_REQUEST:
@@ -236,14 +234,11 @@ export class Muxer implements ConnectionOwner {
         connection.receiveResponse();
         break;
       case VIRTIO_VSOCK_OP_REQUEST:
-        this.#diagnostics.fault(
-          "request_duplicate",
-          () => `port ${srcPort} is already connected to port ${dstPort}`,
-        );
+        this.#complain("request_duplicate");
         connection.reset();
         break;
       default:
-        this.#diagnostics.fault("operation_unknown", () => `operation ${op}`);
+        this.#complain("operation_unknown");
         connection.reset();
     }
   }
@@ -265,11 +260,7 @@ export class Muxer implements ConnectionOwner {
     flags: number,
   ): void {
     if (length > chain.readableBytes - VSOCK_HEADER_SIZE) {
-      this.#diagnostics.fault(
-        "length_wrong",
-        () =>
-          `a packet of ${chain.readableBytes} bytes says that it carries ${length}`,
-      );
+      this.#wrongLength("length_wrong", chain, VSOCK_HEADER_SIZE + length);
       connection.reset();
       return;
     }
@@ -300,19 +291,35 @@ export class Muxer implements ConnectionOwner {
   #request(header: PacketHeader): void {
     const { srcPort, dstCid, dstPort, type } = header;
     if (this.#all.size >= this.#maxConnections) {
-      return this.#refuse(
-        "connections_exhausted",
-        () => `${this.#all.size} connections are there`,
-      );
+      return this.#refuse("connections_exhausted");
     }
     const connection = this.#add(type, srcPort, dstCid, dstPort, null);
     connection.credit.hear(header.bufAlloc, header.fwdCnt);
     connection.askHost(this.#sideOf(dstCid));
   }
 
+  /** Counts what is wrong with the packet in hand. */
+  #complain(kind: string): void {
+    const { type, op, srcCid, srcPort, dstCid, dstPort } = this.#header;
+    this.#diagnostics.fault(
+      kind,
+      () =>
+        `operation ${op}, type ${type}, from ${srcCid}:${srcPort} to ${dstCid}:${dstPort}, with ${this.#all.size} connections there`,
+    );
+  }
+
+  #wrongLength(kind: string, chain: Chain, wanted: number): void {
+    const { readableBytes } = chain;
+    this.#diagnostics.fault(
+      kind,
+      () =>
+        `a packet has ${readableBytes} bytes where its header wants ${wanted}`,
+    );
+  }
+
   /** Counts a packet that nobody takes and answers it by RST, unless it is one. */
-  #refuse(kind: string, text: () => string): void {
-    this.#diagnostics.fault(kind, text);
+  #refuse(kind: string): void {
+    this.#complain(kind);
     if (this.#header.op !== VIRTIO_VSOCK_OP_RST) this.#answerReset();
   }
 
@@ -554,6 +561,7 @@ export class Muxer implements ConnectionOwner {
   /** Frees the address tuple of a connection. */
   forget(connection: Connection): void {
     this.#table.delete(connection);
+    if (this.#last === connection) this.#last = null;
   }
 
   /** Forgets a connection whose host program has everything, too. */

@@ -67,8 +67,11 @@ export class StreamLink implements HostLink {
 
   /** {@inheritDoc HostLink.receive} */
   receive(chain: Chain, length: number): number {
+    return this.#buffer.length === 0 ? LINK_GATHERS : this.#keep(chain, length);
+  }
+
+  #keep(chain: Chain, length: number): number {
     const buffer = this.#buffer;
-    if (buffer.length === 0) return LINK_GATHERS;
     const [first, second] = buffer.extend(length);
     chain.read(first, VSOCK_HEADER_SIZE);
     if (second.length > 0) chain.read(second, VSOCK_HEADER_SIZE + first.length);

@@ -59,7 +59,8 @@ export type VsockSwitchOptions<Device extends SwitchedDevice = SwitchedDevice> =
     maxConnections?: number;
     /**
      * A device has work that another one's guest gave it; its owner sees to it that `process()` is
-     * called, but not from within. A microtask does so unless told.
+     * called, but not from within. A microtask does so unless told; a device behind a register transport
+     * whose memory may move needs one that calls `syncMemory()` first.
      */
     wake?: (device: Device) => void;
     /** Counters and log. */
@@ -103,11 +104,20 @@ export class VsockSwitch<Device extends SwitchedDevice = SwitchedDevice> {
   readonly #diagnostics: Diagnostics;
   readonly #awake = new Set<Device>();
 
-  /** Makes a switch that nobody has joined. */
+  /**
+   * Makes a switch that nobody has joined.
+   *
+   * @throws {RangeError} when `maxConnections` is no number of connections.
+   */
   constructor(options: VsockSwitchOptions<Device> = {}) {
+    const { maxConnections = DEFAULT_MAX_PEER_CONNECTIONS } = options;
+    if (!(Number.isInteger(maxConnections) && maxConnections >= 0)) {
+      throw new RangeError(
+        `Cannot make a switch for ${maxConnections} connections`,
+      );
+    }
     this.#allow = options.allow ?? (() => true);
-    this.#maxConnections = options.maxConnections ??
-      DEFAULT_MAX_PEER_CONNECTIONS;
+    this.#maxConnections = maxConnections;
     this.#wake = options.wake ?? ((device) => this.#workLater(device));
     this.#diagnostics = options.diagnostics ?? new Diagnostics();
   }

@@ -557,6 +557,12 @@ Deno.test("VsockSwitch resets what only one of two devices goes on with", () => 
   assertEquals(other.closeReason, "reset");
 });
 
+Deno.test("VsockSwitch refuses a bound that bounds nothing", () => {
+  for (const maxConnections of [NaN, -1, 1.5, Infinity]) {
+    assertThrows(() => new VsockSwitch({ maxConnections }), RangeError);
+  }
+});
+
 Deno.test("VsockSwitch.restore() refuses what is no snapshot of a switch", () => {
   const { network, a, b } = pair();
   network.connect(a, b);

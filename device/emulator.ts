@@ -8,7 +8,10 @@ export type EmulatorOptions = {
    * lets {@link followMemory} make the objects.
    */
   memory: () => GuestMemory;
-  /** Drives the interrupt line; called when the level changes. */
+  /**
+   * Drives the interrupt line; called when the level changes, in the middle of the device's work: the guest
+   * is to run after it, not within.
+   */
   interrupt: (level: boolean) => void;
   /**
    * Told of each write of the device into guest memory, rings included, after it: for an emulator that

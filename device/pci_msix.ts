@@ -11,7 +11,8 @@ export type PciMsixOptions = {
   vectors: number;
   /**
    * Sends a message: `data`, a u32, is written to `address`, as the guest has set vector `vector` up.
-   * `address` is exact below 2^53.
+   * `address` is exact below 2^53. It is the guest's choice: one that is no place for interrupts, such as a
+   * BAR, is to be ignored. Called in the middle of the device's work, as the interrupt line is driven.
    */
   message: (address: number, data: number, vector: number) => void;
 };

@@ -53,7 +53,7 @@ export interface SwitchedDevice {
 /** What a {@link VsockSwitch} is made with. */
 export type VsockSwitchOptions<Device extends SwitchedDevice = SwitchedDevice> =
   {
-    /** Says whether guest `from` may connect to `port` of guest `to`. Any may unless told. */
+    /** Says whether guest `from` may connect to `port` of guest `to`. Any may unless told; none where it throws. */
     allow?: (from: number, to: number, port: number) => boolean;
     /** Connections that one guest may have opened to another. {@link DEFAULT_MAX_PEER_CONNECTIONS} unless told. */
     maxConnections?: number;
@@ -346,7 +346,7 @@ export class VsockSwitch<Device extends SwitchedDevice = SwitchedDevice> {
     if (from === undefined || to === undefined) return null;
     // What a guest wrote can be any port, and nobody listens at all of them.
     if (hostPort === VMADDR_PORT_ANY) return null;
-    if (!this.#allow(guestCid, peerCid, hostPort)) {
+    if (!this.#allows(guestCid, peerCid, hostPort)) {
       this.#diagnostics.fault(
         "peer_not_allowed",
         () =>
@@ -453,14 +453,23 @@ export class VsockSwitch<Device extends SwitchedDevice = SwitchedDevice> {
     port.device.peers = null;
   }
 
+  /** The owner's policy; one that throws allows nothing. */
+  #allows(from: number, to: number, port: number): boolean {
+    try {
+      return this.#allow(from, to, port);
+    } catch (error) {
+      this.#diagnostics.fault("peer_policy_failed", () => String(error));
+      return false;
+    }
+  }
+
   #workLater(device: Device): void {
-    const first = this.#awake.size === 0;
+    if (this.#awake.has(device)) return;
     this.#awake.add(device);
-    if (!first) return;
+    // Each by itself, so that one that throws takes no other's turn.
     queueMicrotask(() => {
-      const devices = [...this.#awake];
-      this.#awake.clear();
-      for (const one of devices) if (one.process()) this.#workLater(one);
+      this.#awake.delete(device);
+      if (device.process()) this.#workLater(device);
     });
   }
 }

@@ -472,6 +472,25 @@ Deno.test("VsockSwitch asks its policy, and bounds what one guest opens to anoth
   network.connect(a, b, 10);
 });
 
+Deno.test("VsockSwitch refuses a connect on which its policy throws", () => {
+  const { network, a, b } = pair({
+    allow: (_from, _to, port) => {
+      if (port === 666) throw new Error("no idea");
+      return true;
+    },
+  });
+  b.guest.driver.listen(666);
+  const asked = a.guest.driver.connect(666, { cid: 4 });
+  network.run();
+  assertEquals(asked.closeReason, "refused");
+  assertEquals(
+    [...network.diagnostics.counters.keys()],
+    ["peer_policy_failed", "peer_not_allowed"],
+  );
+  assertEquals(a.device.connectionCount + b.device.connectionCount, 0);
+  network.connect(a, b, 7);
+});
+
 Deno.test("VsockSwitch goes on over a snapshot of both devices, with bytes and messages on the way", () => {
   const { network, a, b } = pair();
   const [up, down] = network.connect(a, b);

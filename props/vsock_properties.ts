@@ -7,6 +7,13 @@
 import type { NamedProperty } from "./queue_properties.ts";
 import { judgingOnly } from "./judging.ts";
 import {
+  PIPE_SETUPS,
+  type PipeSetup,
+  type PipeStep,
+  pipeSteps,
+  PipeWorld,
+} from "./pipe_world.ts";
+import {
   type MessageStep,
   messageSteps,
   MessageWorld,
@@ -103,6 +110,15 @@ const SWITCH_PROPERTY: NamedProperty = scriptProperty<SwitchSetup, SwitchStep>({
   make: (setup) => new SwitchWorld(setup),
 });
 
+/** What the devices of two guests may expect of the switch between them. */
+const PIPE_PROPERTY: NamedProperty = scriptProperty<PipeSetup, PipeStep>({
+  name: "vsock/pipes",
+  setups: PIPE_SETUPS,
+  steps: pipeSteps(),
+  maxSteps: 60,
+  make: (setup) => new PipeWorld(setup),
+});
+
 /** All of them. */
 export const VSOCK_PROPERTIES: readonly NamedProperty[] = [
   streams("bytes-in-order", "traffic", ["bytes-in-order", "packets"]),
@@ -122,5 +138,6 @@ export const VSOCK_PROPERTIES: readonly NamedProperty[] = [
     ...STREAM_INVARIANTS,
   ]),
   SWITCH_PROPERTY,
+  PIPE_PROPERTY,
   streams("snapshot", "restores", STREAM_INVARIANTS),
 ];

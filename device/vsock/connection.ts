@@ -136,6 +136,8 @@ export class Connection implements MessageEvents {
   deadline: number = Infinity;
   /** True while the muxer has it in its list. */
   scheduled = false;
+  /** Which of the muxer's lists has payload of it; -1 for none. */
+  gatherIndex = -1;
 
   #state: ConnectionState;
   readonly #owner: ConnectionOwner;

@@ -121,6 +121,46 @@ test("VsockDevice gathers consecutive packets into one write", (start) => {
   assertEquals(stream.writes, 1);
 });
 
+test("VsockDevice gathers what connections send in turns into one write each", (start) => {
+  const guest = start();
+  guest.post();
+  const streams = [5, 6, 7].map((srcPort) => guest.connect({ srcPort }));
+  for (let i = 0; i < 18; i++) guest.send({ srcPort: 5 + i % 3 }, [i]);
+  guest.run();
+  assertEquals(streams.map(({ writes }) => writes), [1, 1, 1]);
+  assertEquals(streams[1]!.written, [1, 4, 7, 10, 13, 16]);
+  // What one of them ends with comes after its bytes, and a second batch starts anew.
+  for (let i = 0; i < 6; i++) guest.send({ srcPort: 5 + i % 3 }, [i]);
+  guest.send({ srcPort: 6, op: SHUTDOWN, flags: 3 });
+  guest.send({ srcPort: 7 }, [9]);
+  guest.run();
+  assertEquals(streams.map(({ writes }) => writes), [2, 2, 3]);
+  assertEquals(streams[1]!.written.slice(-2), [1, 4]);
+  assertEquals(streams[1]!.calls, ["close"]);
+  assertEquals(streams[2]!.written.slice(-3), [2, 5, 9]);
+});
+
+test("VsockDevice drops what it has gathered for a guest that is gone", (start) => {
+  const guest = start();
+  guest.post();
+  const streams = [5, 6].map((srcPort) => guest.connect({ srcPort }));
+  // The first host program, at its bytes, makes the guest lose its connections.
+  const write = streams[0]!.write.bind(streams[0]);
+  streams[0]!.write = (from) => {
+    guest.vsock.transportReset();
+    return write(from);
+  };
+  guest.send({ srcPort: 5 }, [1]);
+  guest.send({ srcPort: 6 }, [2]);
+  guest.run();
+  assertEquals(streams[1]!.written, []);
+  guest.post();
+  const fresh = guest.connect({ srcPort: 8 });
+  guest.send({ srcPort: 8 }, [3]);
+  guest.run();
+  assertEquals(fresh.written, [3]);
+});
+
 test("VsockDevice cuts the host's bytes to the guest's buffers", (start) => {
   const guest = start({}, 100);
   guest.post();

@@ -49,6 +49,9 @@ export const DEFAULT_MAX_CONNECTIONS = 2_048;
  */
 export const MAX_STRAY_RESETS = 256;
 
+/** Connections whose payload is gathered at a time; a list takes 16 KiB. */
+const MAX_GATHERING = 64;
+
 /** First port of host programs that connect to a guest; the ones below are for listeners. */
 const FIRST_HOST_PORT = 0x4000_0000;
 
@@ -105,9 +108,13 @@ export class Muxer implements ConnectionOwner {
   #strayHead = 0;
   #strayCount = 0;
 
-  // Payload that waits for one gathering write, all of one connection.
-  readonly #gather: Segments;
-  #gathering: Connection | null = null;
+  // Payload that waits for gathering writes, a list for each of the first `#gatheringCount` connections: what
+  // several of them send in turns is gathered nevertheless. Lists are made when they are needed.
+  readonly #gathers: Segments[] = [];
+  readonly #gathering: (Connection | null)[] = [];
+  #gatheringCount = 0;
+  // Lent to a connection, and empty otherwise.
+  readonly #segments: Segments;
 
   #scratch = new Uint8Array(0);
   #timed = new Set<Connection>();
@@ -115,7 +122,7 @@ export class Muxer implements ConnectionOwner {
 
   /** Makes a muxer without connections, over `memory`. */
   constructor(memory: GuestMemory, options: MuxerOptions) {
-    this.#gather = new Segments(memory);
+    this.#segments = new Segments(memory);
     this.#guestCid = options.guestCid;
     this.#host = options.host;
     this.#diagnostics = options.diagnostics;
@@ -146,8 +153,11 @@ export class Muxer implements ConnectionOwner {
 
   /** The memory that chains are in from now on; nothing is being gathered. */
   setMemory(memory: GuestMemory): void {
-    this.#gather.memory = memory;
-    this.#gather.clear();
+    this.#segments.memory = memory;
+    for (const gather of this.#gathers) {
+      gather.memory = memory;
+      gather.clear();
+    }
   }
 
   // -- From the guest --
@@ -245,12 +255,19 @@ export class Muxer implements ConnectionOwner {
 
   /** Hands gathered payload to its host program; chains received before may be pushed then. */
   flush(): void {
-    const connection = this.#gathering;
-    if (connection === null) return;
-    this.#gathering = null;
-    const gather = this.#gather;
-    connection.gathered(gather);
-    gather.clear();
+    const count = this.#gatheringCount;
+    if (count === 0) return;
+    this.#gatheringCount = 0;
+    for (let i = 0; i < count; i++) {
+      const connection = this.#gathering[i];
+      // All of them were abandoned by what the one before has caused.
+      if (!connection) return;
+      const gather = this.#gathers[i]!;
+      this.#gathering[i] = null;
+      connection.gatherIndex = -1;
+      connection.gathered(gather);
+      gather.clear();
+    }
   }
 
   #data(
@@ -268,15 +285,15 @@ export class Muxer implements ConnectionOwner {
     if (
       length === 0 && connection.packetType === VIRTIO_VSOCK_TYPE_STREAM
     ) return;
-    if (this.#gathering !== connection) this.flush();
-    const gather = this.#gather;
-    if (!connection.receiveData(chain, length, flags, gather)) return;
+    const scratch = this.#segments;
+    if (!connection.receiveData(chain, length, flags, scratch)) return;
+    let gather = this.#gatherOf(connection);
     const rows = chain.readable;
     let done = gather.add(chain, 0, rows, VSOCK_HEADER_SIZE, length);
-    this.#gathering = connection;
     while (done < length) {
       // The list is full.
       this.flush();
+      gather = this.#gatherOf(connection);
       done += gather.add(
         chain,
         0,
@@ -284,8 +301,19 @@ export class Muxer implements ConnectionOwner {
         VSOCK_HEADER_SIZE + done,
         length - done,
       );
-      this.#gathering = connection;
     }
+  }
+
+  /** The list for a connection's payload. */
+  #gatherOf(connection: Connection): Segments {
+    let index = connection.gatherIndex;
+    if (index < 0) {
+      if (this.#gatheringCount === MAX_GATHERING) this.flush();
+      index = this.#gatheringCount++;
+      connection.gatherIndex = index;
+      this.#gathering[index] = connection;
+    }
+    return this.#gathers[index] ??= new Segments(this.#segments.memory);
   }
 
   #request(header: PacketHeader): void {
@@ -452,8 +480,10 @@ export class Muxer implements ConnectionOwner {
    * sent before it closed is still delivered.
    */
   abandonAll(): void {
-    this.#gathering = null;
-    this.#gather.clear();
+    for (const connection of this.#all) connection.gatherIndex = -1;
+    for (const gather of this.#gathers) gather.clear();
+    this.#gathering.length = 0;
+    this.#gatheringCount = 0;
     this.#strayCount = 0;
     // First, since a host program that hears of it may connect again.
     for (const connection of this.#ready) connection.scheduled = false;

@@ -10,6 +10,7 @@ import {
   packetBytes,
   REQUEST,
   RST,
+  RW,
 } from "./_fixture.ts";
 import type { ConnectAnswer } from "./host.ts";
 import { Muxer } from "./muxer.ts";
@@ -46,6 +47,48 @@ Deno.test("Muxer keeps no more ended connections than it can have", () => {
   }
   receive(RST, 5, 1234);
   assertEquals([muxer.connectionCount, host.streams.length], [0, 1001]);
+});
+
+Deno.test("Muxer gathers for more connections than it has lists", () => {
+  const buffer = new ArrayBuffer(65536);
+  const memory = new GuestMemory([{ guestAddress: 0, size: 65536, buffer }]);
+  const host = new Host();
+  const muxer = new Muxer(memory, {
+    guestCid: CID,
+    host,
+    diagnostics: new Diagnostics(),
+    bufAlloc: 4096,
+    maxConnections: 100,
+    now: () => 0,
+  });
+  const chain = new Chain(memory);
+  let at = 0;
+  const receive = (op: number, srcPort: number, payload: number[]): void => {
+    const bytes = packetBytes({ op, srcPort, len: payload.length }, payload);
+    memory.bytes(at, bytes.length).set(bytes);
+    chain.clear();
+    chain.append(at, bytes.length, false);
+    muxer.receive(chain);
+    at += 64;
+  };
+  const ports = Array.from({ length: 100 }, (_, i) => 100 + i);
+  for (const port of ports) receive(REQUEST, port, []);
+  const expected = new Map<number, number[]>();
+  for (let round = 0; round < 3; round++) {
+    at = 0;
+    for (const port of ports) {
+      // Some send twice, at once or after others.
+      for (const to of port % 7 === 0 ? [port, port, port - 3] : [port]) {
+        receive(RW, to, [to, round, at & 0xff]);
+        const bytes = expected.get(to) ?? [];
+        expected.set(to, [...bytes, to, round, (at - 64) & 0xff]);
+      }
+    }
+    muxer.flush();
+  }
+  for (const [i, port] of ports.entries()) {
+    assertEquals(host.streams[i]!.written, expected.get(port), `port ${port}`);
+  }
 });
 
 Deno.test("Muxer.abandonAll() takes a connection that is made in answer to it", () => {

@@ -5,6 +5,13 @@
  */
 
 import type { NamedProperty } from "./queue_properties.ts";
+import {
+  BUFFER_SETUPS,
+  type BufferSetup,
+  type BufferStep,
+  bufferSteps,
+  BufferWorld,
+} from "./buffer_world.ts";
 import { judgingOnly } from "./judging.ts";
 import {
   PIPE_SETUPS,
@@ -119,6 +126,15 @@ const PIPE_PROPERTY: NamedProperty = scriptProperty<PipeSetup, PipeStep>({
   make: (setup) => new PipeWorld(setup),
 });
 
+/** Buffers of any shape that a guest may offer. */
+const BUFFER_PROPERTY: NamedProperty = scriptProperty<BufferSetup, BufferStep>({
+  name: "vsock/buffers",
+  setups: BUFFER_SETUPS,
+  steps: bufferSteps(),
+  maxSteps: 40,
+  make: (setup) => new BufferWorld(setup),
+});
+
 /** All of them. */
 export const VSOCK_PROPERTIES: readonly NamedProperty[] = [
   streams("bytes-in-order", "traffic", ["bytes-in-order", "packets"]),
@@ -139,5 +155,6 @@ export const VSOCK_PROPERTIES: readonly NamedProperty[] = [
   ]),
   SWITCH_PROPERTY,
   PIPE_PROPERTY,
+  BUFFER_PROPERTY,
   streams("snapshot", "restores", STREAM_INVARIANTS),
 ];

@@ -186,11 +186,6 @@ export class Connection implements MessageEvents {
     return this.#state;
   }
 
-  /** Bytes from the guest that the host program has not taken. */
-  get buffered(): number {
-    return this.#link.buffered;
-  }
-
   /** Longest message that the guest can take. */
   get maxMessageBytes(): number {
     return this.credit.maxMessageBytes;

@@ -51,8 +51,6 @@ export interface HostLink {
   readonly packetType: number;
   /** True while there is a host program's end. */
   readonly attached: boolean;
-  /** Bytes from the guest that the host program has not taken. */
-  readonly buffered: number;
   /** True when nothing waits that the host program could take. */
   readonly delivered: boolean;
   /** True when the guest has room, as far as it told. */

@@ -69,11 +69,6 @@ export class MessageLink implements HostLink {
     return this.#end !== null;
   }
 
-  /** {@inheritDoc HostLink.buffered} */
-  get buffered(): number {
-    return this.#queue.bytes.length;
-  }
-
   /** {@inheritDoc HostLink.delivered} */
   get delivered(): boolean {
     return this.#queue.count === 0;

@@ -39,11 +39,6 @@ export class StreamLink implements HostLink {
     return this.#stream !== null;
   }
 
-  /** {@inheritDoc HostLink.buffered} */
-  get buffered(): number {
-    return this.#buffer.length;
-  }
-
   /** {@inheritDoc HostLink.delivered} */
   get delivered(): boolean {
     return this.#buffer.length === 0;

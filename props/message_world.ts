@@ -65,7 +65,7 @@ export type MessageStep =
   | { do: "wrongType"; pick: number; op: number }
   | { do: "shutdown"; pick: number; flags: number }
   | { do: "reset"; pick: number }
-  | { do: "hostCloseWrite" | "hostClose"; pick: number }
+  | { do: "hostCloseWrite" | "hostClose" | "hostBreak"; pick: number }
   | { do: "time"; ms: number }
   /** The guest's buffer becomes smaller, at a bad time perhaps. */
   | { do: "shrink"; pick: number; bufAlloc: number }
@@ -94,6 +94,8 @@ type Connection = {
   guestShut: number;
   deviceShut: number;
   hostEnded: boolean;
+  /** The host program takes nothing any more. */
+  deaf: boolean;
   over: boolean;
   /** The guest has done what the device may end the connection for. */
   tempted: boolean;
@@ -255,6 +257,15 @@ export class MessageWorld implements ScriptWorld<MessageStep> {
       case "hostClose":
         this.#hostClose(picked!);
         return "";
+      case "hostBreak": {
+        const { program } = picked!;
+        if (program === null) return "";
+        picked!.deaf = true;
+        picked!.up.cut("the host's program takes nothing any more");
+        rig.slow.breakOff(program);
+        rig.guest.wake();
+        return "";
+      }
       case "time":
         rig.passTime(step.ms, false);
         return "";
@@ -560,8 +571,9 @@ export class MessageWorld implements ScriptWorld<MessageStep> {
     if (connection === undefined) {
       throw new Violation("rst-rules", `${opName(op)} of no connection`);
     }
-    if (packet.fwdCnt > connection.store.passedOn && !connection.hostEnded) {
-      const { passedOn } = connection.store;
+    const { store, hostEnded, deaf, sent } = connection;
+    const passedOn = hostEnded || deaf ? sent : store.passedOn;
+    if (packet.fwdCnt > passedOn) {
       throw new Violation("credit", `fwd_cnt ${packet.fwdCnt} of ${passedOn}`);
     }
     if (op === OP_RW) {
@@ -614,6 +626,7 @@ export class MessageWorld implements ScriptWorld<MessageStep> {
       guestShut: 0,
       deviceShut: 0,
       hostEnded: false,
+      deaf: false,
       over: false,
       tempted: false,
       closingAt: Infinity,
@@ -685,6 +698,7 @@ export function messageSteps(): fc.Arbitrary<MessageStep>[] {
     of("reset", { pick }),
     of("hostCloseWrite", { pick }),
     of("hostClose", { pick }),
+    of("hostBreak", { pick }),
     fc.oneof(
       {
         arbitrary: of("time", { ms: fc.constantFrom(5, 30, 1500) }),

@@ -21,9 +21,11 @@ import { MessagesModel } from "./message_model.ts";
 import { PipeModel } from "./pipe_model.ts";
 import type { QueueRun } from "./queue_steps.ts";
 import { SegmentMemory } from "./segment_memory.ts";
+import { refused } from "./refused.ts";
 import { newRun, type ScriptWorld } from "./script_property.ts";
 import { expectSame, Violation } from "./violation.ts";
 import { DirectionModel } from "./vsock_model.ts";
+import { refusal } from "./vsock_rig.ts";
 
 /** What two devices are made with. */
 export type PipeSetup = {
@@ -56,7 +58,9 @@ export type PipeStep =
   /** Another device takes its place, and goes on with its connections or does not. */
   | { do: "move"; side: number; lost: boolean }
   /** Both go on in another switch. */
-  | { do: "moveAll" };
+  | { do: "moveAll" }
+  /** Calls and snapshots that must be refused. */
+  | { do: "misuse" };
 
 const CIDS = [3, 4];
 const PORT = 80;
@@ -223,6 +227,8 @@ export class PipeWorld implements ScriptWorld<PipeStep> {
         this.#settleSwitch();
         return "";
       }
+      case "misuse":
+        return this.#misuse();
     }
   }
 
@@ -474,6 +480,39 @@ export class PipeWorld implements ScriptWorld<PipeStep> {
     }
   }
 
+  #misuse(): string {
+    refused(RangeError, () => new VsockSwitch({ maxConnections: -1 }));
+    refused(TypeError, () => this.#switch.detach(new Device(CIDS[0]!)));
+    refused(TypeError, () => this.#switch.leave(new Device(9)));
+    const saved = this.#switch.save();
+    for (const pipe of saved.pipes) {
+      const [one, other] = pipe.ends;
+      const closed = { ...one, closed: true };
+      for (
+        const ends of [
+          [],
+          [one],
+          [one, { ...other, cid: one.cid }],
+          [closed, { ...other, closed: true }],
+          [one, { ...other, waiting: "AAAA", messages: [2] }],
+          [one, { ...other, waiting: "%" }],
+        ]
+      ) {
+        // Bytes of a stream have no messages beside them.
+        if (pipe.type === "stream" && ends[1]?.waiting === "AAAA") continue;
+        const wrong = { ...saved, pipes: [pipe, { ...pipe, ends }] };
+        const switched = this.#newSwitch();
+        const answer = refusal(() => switched.restore(wrong));
+        expectSame("snapshot", "a wrong snapshot", answer, "CONTENT");
+        expectSame("snapshot", "what was made", switched.connectionCount, 0);
+      }
+    }
+    const version = { ...saved, version: 0 };
+    const answer = refusal(() => this.#newSwitch().restore(version));
+    expectSame("snapshot", "another version", answer, "VERSION");
+    return "";
+  }
+
   #newSwitch(): VsockSwitch<Device> {
     return new VsockSwitch<Device>({
       maxConnections: this.#setup.maxConnections,
@@ -562,5 +601,6 @@ export function pipeSteps(): fc.Arbitrary<PipeStep>[] {
     of("leave", { side }),
     of("move", { side, lost: fc.nat(3).map((n) => n === 0) }),
     of("moveAll"),
+    of("misuse"),
   ];
 }

@@ -212,6 +212,7 @@ export class SlowHost implements HostSide {
       events,
     );
     const writeMessageBytes = (bytes: Uint8Array, eor: boolean): number => {
+      if (room.broken) return STREAM_BROKEN;
       const full = room.messages >= SLOW_MESSAGES ||
         room.taken + bytes.length > this.#room;
       if (room.messages > 0 && full) {
@@ -251,7 +252,7 @@ export class SlowHost implements HostSide {
   }
 
   /** A program reads no more, as a socket that is shut down: the device hears of it when it writes. */
-  breakOff(program: LoopbackConn): void {
+  breakOff(program: LoopbackConn | LoopbackMessages): void {
     const room = this.#rooms.get(program)!;
     room.broken = true;
     room.events.hostWritable();

@@ -116,7 +116,8 @@ function twinProperty(format: "split" | "packed"): NamedProperty {
     name: `${format}/restore-run`,
     invariant: "restore-run",
     setups: bareSetups(format, "restore-run"),
-    steps: weighted(steps("restore-run")),
+    // How many a device hands out at once is its own affair: one that looked a while ago sees fewer.
+    steps: weighted(steps("restore-run", ["fetchBatch", "completeBatch"])),
     maxSteps: 50,
     make: (setup) => new TwinWorld(setup),
   });

@@ -1,8 +1,6 @@
 /**
  * Compares the ring with a loop in C and with rust-vmm's `virtio-queue`, by turns in one run.
  *
- *   deno task bench:ring [--rounds N] [--filter TEXT] [--check]
- *
  * A figure is the median over the rounds, a ratio the median of the ratios within a round, so that a machine that is
  * busy for a while spoils neither. With `--check` the exit code is 1 where a bar is not met.
  *
@@ -42,7 +40,25 @@ const WARM_ROUNDS = 40;
 const CASE_LIMIT_MS = 15_000;
 const LEAST_ROUNDS = 5;
 
+const USAGE = `\
+Compares the ring with a loop in C and with rust-vmm's virtio-queue, by turns in one run.
+
+Usage: deno task bench:ring [OPTIONS]
+
+Options:
+  --rounds N     Rounds that count of each case; default: 150
+  --filter TEXT  Only cases whose name has it
+  --check        Exit code 1 where a bar is missed
+  --help         Print this text
+
+Each case has ${WARM_ROUNDS} rounds to warm up. The programs in C and Rust are built on the spot; one whose
+compiler is missing is left out.
+`;
+
 type Options = { rounds: number; filter: string; check: boolean };
+
+/** A command line that cannot be obeyed; the message is one line. */
+class UsageError extends Error {}
 
 function parse(args: readonly string[]): Options {
   const options: Options = { rounds: 150, filter: "", check: false };
@@ -51,13 +67,19 @@ function parse(args: readonly string[]): Options {
     if (name === "--check") options.check = true;
     else if (name === "--rounds" || name === "--filter") {
       const value = args[++i];
-      if (value === undefined) throw new TypeError(`${name} needs a value`);
-      if (name === "--filter") options.filter = value;
-      else options.rounds = Number(value);
-    } else throw new TypeError(`unknown option ${name}`);
+      if (value === undefined) throw new UsageError(`${name} needs a value`);
+      if (name === "--rounds") options.rounds = rounds(value);
+      else if (CASES.some((entry) => entry.name.includes(value))) {
+        options.filter = value;
+      } else throw new UsageError(`no case has ${value} in its name`);
+    } else throw new UsageError(`unknown option ${name}`);
   }
-  if (!(options.rounds >= 1)) throw new TypeError("--rounds needs a number");
   return options;
+}
+
+function rounds(text: string): number {
+  if (/^[1-9]\d{0,5}$/.test(text)) return Number(text);
+  throw new UsageError(`--rounds takes a number from 1, not ${text}`);
 }
 
 /** Measures one case by turns; a column of figures for each peer. Each case has processes of its own. */
@@ -98,8 +120,27 @@ function missing(name: string, built: Built): string {
   return "missing" in built ? `${name} is left out: ${built.missing}\n` : "";
 }
 
-async function main(): Promise<number> {
-  const { rounds, filter, check } = parse(Deno.args);
+function write(stream: typeof Deno.stdout, text: string): void {
+  const bytes = new TextEncoder().encode(text);
+  for (let at = 0; at < bytes.length;) {
+    at += stream.writeSync(bytes.subarray(at));
+  }
+}
+
+async function main(args: readonly string[]): Promise<number> {
+  if (args.includes("--help")) {
+    write(Deno.stdout, USAGE);
+    return 0;
+  }
+  let options: Options;
+  try {
+    options = parse(args);
+  } catch (error) {
+    if (!(error instanceof UsageError)) throw error;
+    write(Deno.stderr, `bench:ring: ${error.message}\nTry --help.\n`);
+    return 2;
+  }
+  const { rounds, filter, check } = options;
   const c = await buildC();
   const rust = await buildRust();
   const rows = [[
@@ -144,18 +185,18 @@ async function main(): Promise<number> {
       barRust === 0 ? "-" : `>= ${barRust}`,
       good ? "" : "missed",
     ]);
-    await Deno.stderr.write(new TextEncoder().encode(`${entry.name}\r`));
+    if (Deno.stderr.isTerminal()) {
+      write(Deno.stderr, `\r\x1b[Kmeasured: ${entry.name}`);
+    }
   }
-  if (rows.length === 1) {
-    throw new TypeError(`no case has ${filter} in its name`);
-  }
+  if (Deno.stderr.isTerminal()) write(Deno.stderr, "\r\x1b[K");
   const text = `${
     table(rows)
   }\n\n${rounds} rounds by turns, fewer where a case took long. ${
     failed === 0 ? "All bars are met." : `${failed} bars are missed.`
   }\n${missing("C", c)}${missing("virtio-queue", rust)}`;
-  await Deno.stdout.write(new TextEncoder().encode(text));
+  write(Deno.stdout, text);
   return check && failed !== 0 ? 1 : 0;
 }
 
-if (import.meta.main) Deno.exit(await main());
+if (import.meta.main) Deno.exit(await main(Deno.args));

@@ -1,11 +1,6 @@
 /**
  * Watches that nothing becomes slower.
  *
- *   deno task bench:track                        compares with bench/baseline.json
- *   deno task bench:track --json FILE            and writes FILE for github-action-benchmark
- *   deno task bench:track --write                measures bench/baseline.json anew
- *   deno task bench:track --record NAME [--root DIR]  adds a point to bench/history.json, and draws the chart
- *
  * Each round has processes of its own, since a compiler that works at run time decides differently in each. A figure that
  * is beyond its band is measured again, twice; the exit code is 1 where it was beyond it all three times.
  *
@@ -39,6 +34,26 @@ const TURNS = 11;
 /** Rounds of a baseline or of a point of the history. */
 const MANY = 5;
 
+const USAGE = `\
+Compares what the ring and the device take with bench/baseline.json.
+
+Usage: deno task bench:track [--json FILE]
+       deno task bench:track --write
+       deno task bench:track --record NAME [--root FOLDER]
+
+Options:
+  --json FILE    Also write FILE, for github-action-benchmark
+  --write        Measure bench/baseline.json anew
+  --record NAME  Add a point to bench/history.json, and draw docs/performance.svg
+  --root FOLDER  Measure the sources of another checkout
+  --help         Print this text
+
+Exit code 1 where something is slower by more than its band, three times.
+`;
+
+/** A command line that cannot be obeyed; the message is one line. */
+class UsageError extends Error {}
+
 type Options = {
   json: string | null;
   write: boolean;
@@ -59,15 +74,24 @@ function parse(args: readonly string[]): Options {
       options.write = true;
       continue;
     }
+    if (!["--json", "--record", "--root"].includes(name)) {
+      throw new UsageError(`unknown option ${name}`);
+    }
     const value = args[++i];
-    if (value === undefined) throw new TypeError(`${name} needs a value`);
+    if (value === undefined) throw new UsageError(`${name} needs a value`);
     if (name === "--json") options.json = value;
     else if (name === "--record") options.record = value;
-    else if (name === "--root") {
-      options.root = new URL(`file://${Deno.realPathSync(value)}/`).href;
-    } else throw new TypeError(`unknown option ${name}`);
+    else options.root = rootUrl(value);
   }
   return options;
+}
+
+function rootUrl(folder: string): string {
+  try {
+    return new URL(`file://${Deno.realPathSync(folder)}/`).href;
+  } catch {
+    throw new UsageError(`--root takes a folder, not ${folder}`);
+  }
 }
 
 /** The processor, by what tells one kind from the other. */
@@ -175,8 +199,20 @@ function percent(part: number): string {
   return `${part < 0 ? "-" : "+"}${Math.abs(100 * part).toFixed(0)}%`;
 }
 
-async function main(): Promise<number> {
-  const options = parse(Deno.args);
+async function main(args: readonly string[]): Promise<number> {
+  if (args.includes("--help")) {
+    await say(USAGE.trimEnd());
+    return 0;
+  }
+  let options: Options;
+  try {
+    options = parse(args);
+  } catch (error) {
+    if (!(error instanceof UsageError)) throw error;
+    const text = `bench:track: ${error.message}\nTry --help.\n`;
+    await Deno.stderr.write(new TextEncoder().encode(text));
+    return 2;
+  }
   if (options.write) {
     const rounds = await measureMany(options.root);
     const baseline = makeBaseline(
@@ -208,4 +244,4 @@ async function main(): Promise<number> {
   return await compare(baseline, options);
 }
 
-if (import.meta.main) Deno.exit(await main());
+if (import.meta.main) Deno.exit(await main(Deno.args));

@@ -107,14 +107,20 @@ export function parseLinuxArgs(words: readonly string[]): LinuxArgs | "help" {
       args.listen.push(vsockPort(value, option));
     } else if (option === "--forward") {
       const colon = value.indexOf(":");
+      if (colon < 1) {
+        throw new UsageError(`--forward takes PORT:ADDRESS, not ${value}`);
+      }
       args.forward.push({
-        port: vsockPort(value.slice(0, Math.max(colon, 0)), option),
+        port: vsockPort(value.slice(0, colon), option),
         to: address(value.slice(colon + 1), option),
       });
     } else {
       const colon = value.lastIndexOf(":");
+      if (colon < 1) {
+        throw new UsageError(`--publish takes ADDRESS:PORT, not ${value}`);
+      }
       args.publish.push({
-        from: address(value.slice(0, Math.max(colon, 0)), option),
+        from: address(value.slice(0, colon), option),
         port: vsockPort(value.slice(colon + 1), option),
       });
     }

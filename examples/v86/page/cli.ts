@@ -11,7 +11,7 @@ import { buildSite, serveSite } from "./site.ts";
 const HELP = `\
 Serves a page on loopback in which a real Linux talks to the page by vsock.
 
-usage: deno task page [--port PORT]
+Usage: deno task page [--port PORT]
        deno task page --out FOLDER
 
   --port PORT   where to serve it; 8086 unless told, 0 takes a free port
@@ -27,12 +27,16 @@ async function main(args: readonly string[]): Promise<number> {
     return 0;
   }
   const port = option === "--port" ? Number(value || NaN) : 8086;
-  if (
-    others.length > 0 || !Number.isInteger(port) || port < 0 || port > 65_535 ||
-    (option !== undefined && !["--port", "--out"].includes(option)) ||
-    (option === "--out" && !value)
-  ) {
-    console.error(HELP.trimEnd());
+  let wrong = "";
+  if (option !== undefined && !["--port", "--out"].includes(option)) {
+    wrong = `unknown option ${option}`;
+  } else if (option !== undefined && !value) wrong = `${option} needs a value`;
+  else if (others.length > 0) wrong = `unexpected argument ${others[0]}`;
+  else if (!Number.isInteger(port) || port < 0 || port > 65_535) {
+    wrong = `--port takes a number from 0 to 65535, not ${value}`;
+  }
+  if (wrong !== "") {
+    console.error(`page: ${wrong}\nTry --help.`);
     return 2;
   }
   try {

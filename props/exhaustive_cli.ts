@@ -8,6 +8,7 @@
 
 import { PropsUsageError } from "./cli_args.ts";
 import { walk, type WalkResult, type WalkSetup } from "./exhaustive.ts";
+import { PLANTS } from "./planted.ts";
 import { findPlanted, plantsOfWalks } from "./exhaustive_planted.ts";
 import { parseWalkArgs, type Walk, WALK_HELP } from "./exhaustive_args.ts";
 
@@ -83,7 +84,17 @@ async function main(words: readonly string[]): Promise<number> {
   // What a misuse throws is only looked at for what it is.
   Error.stackTraceLimit = 0;
   if (words[0] === "--planted" && words.length === 2) {
-    return await mainPlanted(words[1]!);
+    const name = words[1]!;
+    if (name === "all" || PLANTS.some((plant) => plant.name === name)) {
+      return await mainPlanted(name);
+    }
+    const names = plantsOfWalks().map((plant) => plant.name);
+    console.error(
+      `props:exhaustive: --planted takes all, or one of\n  ${
+        names.join("\n  ")
+      }`,
+    );
+    return 2;
   }
   let walks: Walk[] | "help";
   try {

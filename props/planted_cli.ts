@@ -56,7 +56,7 @@ function parse(words: readonly string[]): Options | string {
     } else if (option === "--keep" && value) keep = value;
     else if (option === "--seconds" && number >= 1) seconds = number;
     else if (option === "--seed" && !Number.isNaN(number)) seed = number;
-    else return `cannot take ${option} ${value ?? ""}`;
+    else return `cannot take ${option} ${value ?? ""}`.trimEnd();
   }
   const plants = PLANTS.filter(({ name }) => only.size === 0 || only.has(name));
   return { plants, seconds, seed, keep };
@@ -104,7 +104,7 @@ async function main(words: readonly string[]): Promise<number> {
   }
   const options = parse(words);
   if (typeof options === "string") {
-    console.error(`props:planted: ${options}`);
+    console.error(`props:planted: ${options}\nTry --help.`);
     return 2;
   }
   const root = new URL("../", import.meta.url);

@@ -4,18 +4,18 @@ import { countLines, parseLcov } from "./coverage_cli.ts";
 Deno.test("parseLcov() and countLines() tell which lines were not reached", () => {
   const [a, b] = parseLcov(
     [
-      "SF:/root/ring/a.ts",
+      "SF:/repo/ring/a.ts",
       "DA:1,1",
       "DA:2,0",
       "DA:5,0",
       "DA:7,3",
       "DA:9,0",
       "end_of_record",
-      "SF:/root/ring/b.ts",
+      "SF:/repo/ring/b.ts",
       "DA:1,2",
       "end_of_record",
     ].join("\n"),
-    "/root/",
+    "/repo/",
   );
   assertEquals(a!.path, "ring/a.ts");
   assertEquals(countLines(a!), { hit: 2, all: 5, missed: "2-5 9" });

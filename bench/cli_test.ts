@@ -15,7 +15,7 @@ async function run(
   return { code, out: text.decode(stdout), err: text.decode(stderr) };
 }
 
-for (const task of ["ring", "track"]) {
+for (const task of ["ring", "track", "host"]) {
   const file = `./${task}_cli.ts`;
 
   Deno.test(`bench:${task} --help prints its options`, async () => {

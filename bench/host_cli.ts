@@ -190,6 +190,9 @@ const USAGE =
   --check        exit code 1 where a bar is missed
 `;
 
+/** A command line that cannot be obeyed. */
+class UsageError extends Error {}
+
 function parse(args: readonly string[]): Options {
   const options: Options = {
     rounds: 9,
@@ -210,14 +213,16 @@ function parse(args: readonly string[]): Options {
     else if (name === "--no-peer") options.peer = "";
     else if (["--rounds", "--filter", "--peer", "--json"].includes(name)) {
       const value = args[++i];
-      if (value === undefined) throw new TypeError(`${name} needs a value`);
+      if (value === undefined) throw new UsageError(`${name} needs a value`);
       if (name === "--filter") options.filter = value;
       else if (name === "--peer") options.peer = value;
       else if (name === "--json") options.json = value;
       else options.rounds = Number(value);
-    } else throw new TypeError(`unknown option ${name}\n${USAGE}`);
+    } else throw new UsageError(`unknown option ${name}`);
   }
-  if (!(options.rounds >= 1)) throw new TypeError("--rounds needs a number");
+  if (!(options.rounds >= 1)) {
+    throw new UsageError("--rounds takes a number from 1");
+  }
   return options;
 }
 
@@ -374,9 +379,16 @@ function print(text: string): void {
 
 /** Runs the command line; the exit code. */
 export async function main(args: readonly string[]): Promise<number> {
-  const { rounds: asked, filter, check, quick, peer: given, json } = parse(
-    args,
-  );
+  let options: Options;
+  try {
+    options = parse(args);
+  } catch (error) {
+    if (!(error instanceof UsageError)) throw error;
+    const text = `bench:host: ${error.message}\nTry --help.\n`;
+    Deno.stderr.writeSync(new TextEncoder().encode(text));
+    return 2;
+  }
+  const { rounds: asked, filter, check, quick, peer: given, json } = options;
   const rounds = quick ? 1 : asked;
   const seconds = quick ? 0.02 : 0.25;
   const program = await buildProgram();

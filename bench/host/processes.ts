@@ -19,6 +19,9 @@ export async function buildPeer(): Promise<Built> {
   const path = `${root}/bin/vhost-device-vsock`;
   if (await exists(path)) return { path };
   const name = ["vhost-device-vsock", "--version", PEER_VERSION];
+  // To standard error: the first time, it takes minutes.
+  const note = `building vhost-device-vsock ${PEER_VERSION} by cargo, once\n`;
+  Deno.stderr.writeSync(new TextEncoder().encode(note));
   const options = ["install", "--quiet", "--locked", "--root", root, ...name];
   return await build("cargo", options, path);
 }

@@ -3,6 +3,7 @@ import { FieldReader, SnapshotError } from "../snapshot.ts";
 import type {
   ConnectAnswer,
   ConnectionAddress,
+  ConnectRequest,
   HostMessages,
   HostStream,
   MessageEvents,
@@ -268,39 +269,42 @@ export class VsockSwitch<Device extends SwitchedDevice = SwitchedDevice> {
   };
 
   #connect(request: PeerRequest): void {
-    const way = this.#way(request);
-    if (way === null) return request.refuse();
-    const { guestCid: cid, guestPort: port, hostPort } = request;
-    const { from, to } = way;
-    const asked: Asked<Device> = { request, from, to };
-    this.#asked.add(asked);
-    to.connectPeer(hostPort, { cid, port }, {
-      accepted: (_port, events): HostStream => {
-        this.#asked.delete(asked);
-        const pipe = this.#makePipe("stream", request) as StreamPipeEnd;
-        this.#add(pipe);
-        if (!way.open() || !request.accept((events) => pipe.resume(events))) {
-          this.#withdrawn(request, pipe);
-        }
-        this.#wake(from);
-        return pipe.peer.resume(events);
-      },
-      refused: () => this.#refused(asked),
-    });
-    this.#wake(to);
+    this.#ask(
+      request,
+      () => this.#makePipe("stream", request) as StreamPipeEnd,
+      (to, port, peer, answer) => to.connectPeer(port, peer, answer),
+    );
   }
 
   #connectMessages(request: PeerMessagesRequest): void {
+    this.#ask(
+      request,
+      () => this.#makePipe("seqpacket", request) as MessagePipeEnd,
+      (to, port, peer, answer) => to.connectPeerMessages(port, peer, answer),
+    );
+  }
+
+  /** Asks the other guest by `connect`; where it accepts, both have the ends of the pipe that `make` makes. */
+  #ask<End, Events>(
+    request: ConnectRequest<End, Events> & ConnectionAddress,
+    make: () => PipeEndOf<End, Events>,
+    connect: (
+      to: Device,
+      port: number,
+      peer: PeerAddress,
+      answer: ConnectAnswer<End, Events>,
+    ) => PendingConnect,
+  ): void {
     const way = this.#way(request);
     if (way === null) return request.refuse();
     const { guestCid: cid, guestPort: port, hostPort } = request;
     const { from, to } = way;
     const asked: Asked<Device> = { request, from, to };
     this.#asked.add(asked);
-    to.connectPeerMessages(hostPort, { cid, port }, {
-      accepted: (_port, events): HostMessages => {
+    connect(to, hostPort, { cid, port }, {
+      accepted: (_port, events): End => {
         this.#asked.delete(asked);
-        const pipe = this.#makePipe("seqpacket", request) as MessagePipeEnd;
+        const pipe = make();
         this.#add(pipe);
         if (!way.open() || !request.accept((events) => pipe.resume(events))) {
           this.#withdrawn(request, pipe);
@@ -338,7 +342,7 @@ export class VsockSwitch<Device extends SwitchedDevice = SwitchedDevice> {
 
   /** The way to the device that a guest may connect to, or null; a connection on it is counted then. */
   #way(
-    request: PeerRequest | PeerMessagesRequest,
+    request: ConnectionAddress,
   ): { from: Device; to: Device; open: () => boolean } | null {
     const { guestCid, peerCid, hostPort } = request;
     const from = this.#ports.get(guestCid);
@@ -373,7 +377,7 @@ export class VsockSwitch<Device extends SwitchedDevice = SwitchedDevice> {
   }
 
   /** The guest that asked does not wait any more, or must not have what it asked for. */
-  #withdrawn(request: PeerRequest | PeerMessagesRequest, pipe: PipeEnd): void {
+  #withdrawn(request: { refuse(): void }, pipe: PipeEnd): void {
     pipe.close(true);
     request.refuse();
   }
@@ -474,9 +478,15 @@ export class VsockSwitch<Device extends SwitchedDevice = SwitchedDevice> {
   }
 }
 
+/** An end of a pipe that a device gets as an `End`. */
+type PipeEndOf<End, Events> = PipeEnd & {
+  readonly peer: { resume(events: Events): End };
+  resume(events: Events): End;
+};
+
 /** A guest's connect to another one that has no answer. */
 type Asked<Device> = {
-  request: PeerRequest | PeerMessagesRequest;
+  request: ConnectionAddress & { refuse(): void };
   from: Device;
   to: Device;
 };

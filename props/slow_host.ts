@@ -61,7 +61,7 @@ export class SlowHost implements HostSide {
   before(device: LoopbackDevice): LoopbackDevice {
     return {
       connect: (guestPort: number, answer: ConnectAnswer): PendingConnect =>
-        device.connect(guestPort, this.#slowAnswer(answer)),
+        device.connect(guestPort, this.#slowStreamAnswer(answer)),
       connectMessages: (
         guestPort: number,
         answer: MessagesAnswer,
@@ -139,7 +139,7 @@ export class SlowHost implements HostSide {
   /** A restored device goes on with a connect. */
   resumeConnect(connection: RestoredConnection): ConnectAnswer | null {
     const answer = this.#inner.resumeConnect(connection);
-    return answer && this.#slowAnswer(answer);
+    return answer && this.#slowStreamAnswer(answer);
   }
 
   /** A guest connects a seqpacket socket. */
@@ -181,23 +181,6 @@ export class SlowHost implements HostSide {
     if (room === undefined) return;
     room.messages--;
     this.#free(room, bytes);
-  }
-
-  #slowMessagesAnswer(answer: MessagesAnswer): MessagesAnswer {
-    return {
-      accepted: (hostPort, events) => {
-        this.connects.accepted++;
-        return this.#slowMessages(
-          (inner) => answer.accepted(hostPort, inner),
-          events,
-          null,
-        );
-      },
-      refused: (reason) => {
-        this.connects.refused++;
-        answer.refused(reason);
-      },
-    };
   }
 
   /** The same as `#slow()`, for a program of messages, of which it takes one at least. */
@@ -265,15 +248,29 @@ export class SlowHost implements HostSide {
     room.events.hostWritable();
   }
 
-  #slowAnswer(answer: ConnectAnswer): ConnectAnswer {
+  #slowStreamAnswer(answer: ConnectAnswer): ConnectAnswer {
+    return this.#slowAnswer(
+      answer,
+      (open, events) => this.#slow(open, events, null),
+    );
+  }
+
+  #slowMessagesAnswer(answer: MessagesAnswer): MessagesAnswer {
+    return this.#slowAnswer(
+      answer,
+      (open, events) => this.#slowMessages(open, events, null),
+    );
+  }
+
+  /** Counts the answer, whose end is opened by `slow`. */
+  #slowAnswer<End, Events>(
+    answer: ConnectAnswer<End, Events>,
+    slow: (open: (events: Events) => End, events: Events) => End,
+  ): ConnectAnswer<End, Events> {
     return {
       accepted: (hostPort, events) => {
         this.connects.accepted++;
-        return this.#slow(
-          (inner) => answer.accepted(hostPort, inner),
-          events,
-          null,
-        );
+        return slow((inner) => answer.accepted(hostPort, inner), events);
       },
       refused: (reason) => {
         this.connects.refused++;

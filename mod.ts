@@ -36,6 +36,7 @@ export {
   type PackedDriverOptions,
   PackedInflight,
   type PackedQueueState,
+  PassingQueue,
   type QueueConfig,
   type QueueState,
   type QueueStateWords,

@@ -1,6 +1,6 @@
 import type { Chain } from "../ring/chain.ts";
-import type { GuestMemory } from "../ring/memory.ts";
-import type { DeviceQueue, QueueState, RingFormat } from "../ring/queue.ts";
+import { PassingQueue } from "../ring/passing_queue.ts";
+import type { DeviceQueue } from "../ring/queue.ts";
 import { VIRTQ_DESC_SIZE } from "../ring/virtio_ring.ts";
 
 /** Buffer ids of a packed queue are 16 bits. */
@@ -33,13 +33,7 @@ export type LoggedRing = {
  * for kicks. It has to see each buffer from its `pop()` on, so it is put before a queue, and taken
  * away, while the queue has no buffer in flight but restored ones that were not fetched yet.
  */
-export class LoggedQueue implements DeviceQueue {
-  /** The format of the queue behind it. */
-  readonly format: RingFormat;
-  /** Descriptors. */
-  readonly size: number;
-
-  readonly #queue: DeviceQueue;
+export class LoggedQueue extends PassingQueue {
   readonly #log: WriteLog;
   readonly #split: boolean;
   readonly #eventIdx: boolean;
@@ -65,10 +59,8 @@ export class LoggedQueue implements DeviceQueue {
    * written them when it was made.
    */
   constructor(queue: DeviceQueue, log: WriteLog, ring: LoggedRing) {
-    this.#queue = queue;
+    super(queue);
     this.#log = log;
-    this.format = queue.format;
-    this.size = queue.size;
     this.#split = queue.format === "split";
     this.#eventIdx = ring.eventIdx;
     this.#descriptorArea = ring.descriptorArea;
@@ -86,19 +78,9 @@ export class LoggedQueue implements DeviceQueue {
     this.#logAddress = address;
   }
 
-  /** Buffers that were popped and not pushed. */
-  get inFlight(): number {
-    return this.#queue.inFlight;
-  }
-
-  /** See {@link DeviceQueue.usedPosition}. */
-  get usedPosition(): number {
-    return this.#queue.usedPosition;
-  }
-
   /** Fetches a buffer and notes where it is writable. */
-  pop(chain: Chain): boolean {
-    if (!this.#queue.pop(chain)) return false;
+  override pop(chain: Chain): boolean {
+    if (!this.queue.pop(chain)) return false;
     const { token, readable, memory } = chain;
     if (token >= this.#first.length) this.#growTokens();
     let first = NONE;
@@ -115,23 +97,23 @@ export class LoggedQueue implements DeviceQueue {
   }
 
   /** Gives a buffer back; nothing was written to it. */
-  unpop(token: number): void {
-    this.#queue.unpop(token);
+  override unpop(token: number): void {
+    this.queue.unpop(token);
     this.#forget(token, 0);
   }
 
   /** Stages a completion and logs the bytes that were written. */
-  push(token: number, written: number): void {
-    const position = this.#queue.usedPosition;
-    this.#queue.push(token, written);
+  override push(token: number, written: number): void {
+    const position = this.queue.usedPosition;
+    this.queue.push(token, written);
     this.#forget(token, written);
     if (this.#firstStaged === NONE) this.#firstStaged = position;
     this.#markEntry(position);
   }
 
   /** Publishes what was staged and logs that. */
-  publish(): boolean {
-    const published = this.#queue.publish();
+  override publish(): boolean {
+    const published = this.queue.publish();
     const first = this.#firstStaged;
     this.#firstStaged = NONE;
     if (published && this.#logAddress >= 0) {
@@ -141,14 +123,9 @@ export class LoggedQueue implements DeviceQueue {
     return published;
   }
 
-  /** Tells whether an interrupt is due. */
-  needsInterrupt(): boolean {
-    return this.#queue.needsInterrupt();
-  }
-
   /** Asks for kicks and logs the words that say so. */
-  armKicks(): boolean {
-    const came = this.#queue.armKicks();
+  override armKicks(): boolean {
+    const came = this.queue.armKicks();
     // A packed queue writes flags only where they change.
     if (this.#split || this.#eventIdx || this.#kicks !== "armed") {
       this.#markEvent();
@@ -158,24 +135,14 @@ export class LoggedQueue implements DeviceQueue {
   }
 
   /** Tells the driver that kicks are not needed, and logs that where it is written. */
-  disarmKicks(): void {
-    this.#queue.disarmKicks();
+  override disarmKicks(): void {
+    this.queue.disarmKicks();
     // With VIRTIO_F_EVENT_IDX, events that were armed need no taking back.
     if (this.#eventIdx && (this.#split || this.#kicks !== "unknown")) return;
     if (this.#kicks === "off") return;
     this.#kicks = "off";
     const address = this.#logAddress;
     if (address >= 0) this.#log.mark(address, this.#split ? 2 : 4);
-  }
-
-  /** State of the queue; writes nothing. */
-  save(): QueueState {
-    return this.#queue.save();
-  }
-
-  /** Goes on over other memory; buffers were given back before. */
-  rebind(memory: GuestMemory): void {
-    this.#queue.rebind(memory);
   }
 
   // The words that armKicks() writes.

@@ -5,8 +5,8 @@
  */
 
 import type { Chain } from "../ring/chain.ts";
-import type { GuestMemory } from "../ring/memory.ts";
-import type { DeviceQueue, QueueState, RingFormat } from "../ring/queue.ts";
+import { PassingQueue } from "../ring/passing_queue.ts";
+import type { DeviceQueue } from "../ring/queue.ts";
 
 /** A writable segment. */
 type Segment = { region: number; offset: number; length: number };
@@ -67,56 +67,29 @@ export class QueueWatch {
 }
 
 /** A queue that tells a {@link QueueWatch}. */
-export class WatchedQueue implements DeviceQueue {
-  readonly format: RingFormat;
-  readonly size: number;
-  readonly #queue: DeviceQueue;
+export class WatchedQueue extends PassingQueue {
   readonly #watch: QueueWatch;
 
   /** Stands before `queue`. */
   constructor(queue: DeviceQueue, watch: QueueWatch) {
-    this.format = queue.format;
-    this.size = queue.size;
-    this.#queue = queue;
+    super(queue);
     this.#watch = watch;
   }
 
-  get inFlight(): number {
-    return this.#queue.inFlight;
-  }
-  get usedPosition(): number {
-    return this.#queue.usedPosition;
-  }
-  pop(chain: Chain): boolean {
+  override pop(chain: Chain): boolean {
     this.#watch.looks++;
-    if (!this.#queue.pop(chain)) return false;
-    this.#watch.popped(this.#queue, chain);
+    if (!super.pop(chain)) return false;
+    this.#watch.popped(this.queue, chain);
     return true;
   }
-  unpop(token: number): void {
-    this.#queue.unpop(token);
-    this.#watch.done(this.#queue, token);
+
+  override unpop(token: number): void {
+    super.unpop(token);
+    this.#watch.done(this.queue, token);
   }
-  push(token: number, written: number): void {
-    this.#queue.push(token, written);
-    this.#watch.done(this.#queue, token);
-  }
-  publish(): boolean {
-    return this.#queue.publish();
-  }
-  needsInterrupt(): boolean {
-    return this.#queue.needsInterrupt();
-  }
-  armKicks(): boolean {
-    return this.#queue.armKicks();
-  }
-  disarmKicks(): void {
-    this.#queue.disarmKicks();
-  }
-  save(): QueueState {
-    return this.#queue.save();
-  }
-  rebind(memory: GuestMemory): void {
-    this.#queue.rebind(memory);
+
+  override push(token: number, written: number): void {
+    super.push(token, written);
+    this.#watch.done(this.queue, token);
   }
 }

@@ -7,8 +7,8 @@
 
 import fc from "fast-check";
 import type { Chain } from "../ring/chain.ts";
-import type { GuestMemory } from "../ring/memory.ts";
-import type { DeviceQueue, QueueState, RingFormat } from "../ring/queue.ts";
+import { PassingQueue } from "../ring/passing_queue.ts";
+import type { DeviceQueue, QueueState } from "../ring/queue.ts";
 import type { QueueWorld } from "./queue_actions.ts";
 import { bareSetups, steps } from "./queue_arbitraries.ts";
 import type { QueueModel, QueueSetup } from "./queue_model.ts";
@@ -35,55 +35,38 @@ type Doing =
   | { call: "push"; token: number; written: number };
 
 /** A device queue whose stores are counted, and which dies by them. */
-class MortalQueue implements DeviceQueue {
-  readonly format: RingFormat;
-  readonly size: number;
+class MortalQueue extends PassingQueue {
   doing: Doing = { call: "other" };
   /** The call in which stores begin to count, and how many are left then. */
   doom: { in: Doing["call"]; stores: number } | null = null;
-  readonly #queue: DeviceQueue;
   readonly #watch: StoreWatch;
 
   constructor(queue: DeviceQueue, watch: StoreWatch) {
-    this.format = queue.format;
-    this.size = queue.size;
-    this.#queue = queue;
+    super(queue);
     this.#watch = watch;
   }
 
-  get inFlight(): number {
-    return this.#queue.inFlight;
+  override pop(chain: Chain): boolean {
+    return this.#do({ call: "pop" }, () => this.queue.pop(chain));
   }
-  get usedPosition(): number {
-    return this.#queue.usedPosition;
+  override unpop(token: number): void {
+    this.#do({ call: "unpop", token }, () => this.queue.unpop(token));
   }
-  pop(chain: Chain): boolean {
-    return this.#do({ call: "pop" }, () => this.#queue.pop(chain));
-  }
-  unpop(token: number): void {
-    this.#do({ call: "unpop", token }, () => this.#queue.unpop(token));
-  }
-  push(token: number, written: number): void {
+  override push(token: number, written: number): void {
     const doing: Doing = { call: "push", token, written };
-    this.#do(doing, () => this.#queue.push(token, written));
+    this.#do(doing, () => this.queue.push(token, written));
   }
-  publish(): boolean {
-    return this.#do({ call: "publish" }, () => this.#queue.publish());
+  override publish(): boolean {
+    return this.#do({ call: "publish" }, () => this.queue.publish());
   }
-  needsInterrupt(): boolean {
-    return this.#do({ call: "other" }, () => this.#queue.needsInterrupt());
+  override needsInterrupt(): boolean {
+    return this.#do({ call: "other" }, () => this.queue.needsInterrupt());
   }
-  armKicks(): boolean {
-    return this.#do({ call: "other" }, () => this.#queue.armKicks());
+  override armKicks(): boolean {
+    return this.#do({ call: "other" }, () => this.queue.armKicks());
   }
-  disarmKicks(): void {
-    this.#do({ call: "other" }, () => this.#queue.disarmKicks());
-  }
-  save(): QueueState {
-    return this.#queue.save();
-  }
-  rebind(memory: GuestMemory): void {
-    this.#queue.rebind(memory);
+  override disarmKicks(): void {
+    this.#do({ call: "other" }, () => this.queue.disarmKicks());
   }
 
   #do<T>(doing: Doing, body: () => T): T {

@@ -41,6 +41,7 @@ export {
 } from "./inflight.ts";
 export { SplitInflight } from "./split_inflight.ts";
 export { PackedInflight } from "./packed_inflight.ts";
+export { PassingQueue } from "./passing_queue.ts";
 export { TrackedQueue } from "./tracked_queue.ts";
 export {
   checkQueueState,

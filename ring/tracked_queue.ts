@@ -2,7 +2,7 @@ import type { Chain } from "./chain.ts";
 import type { InflightRegion } from "./inflight.ts";
 import type { GuestMemory } from "./memory.ts";
 import { PackedDevice } from "./packed_device.ts";
-import type { DeviceQueue, QueueState, RingFormat } from "./queue.ts";
+import { PassingQueue } from "./passing_queue.ts";
 import type { SplitDevice } from "./split_device.ts";
 
 /**
@@ -38,13 +38,7 @@ import type { SplitDevice } from "./split_device.ts";
  * const queue = new TrackedQueue(new SplitDevice(memory, config, state), region);
  * ```
  */
-export class TrackedQueue implements DeviceQueue {
-  /** The format of the queue behind it. */
-  readonly format: RingFormat;
-  /** Descriptors. */
-  readonly size: number;
-
-  readonly #queue: SplitDevice | PackedDevice;
+export class TrackedQueue extends PassingQueue<SplitDevice | PackedDevice> {
   readonly #packed: PackedDevice | null;
   readonly #region: InflightRegion;
   // Buffers that the region held from the start.
@@ -58,33 +52,21 @@ export class TrackedQueue implements DeviceQueue {
    * @throws {TypeError} when their formats or sizes differ.
    */
   constructor(queue: SplitDevice | PackedDevice, region: InflightRegion) {
+    super(queue);
     if (queue.format !== region.format || queue.size !== region.size) {
       throw new TypeError(
         `Cannot track a ${queue.format} queue of ${queue.size}: the region is for a ${region.format} one of ${region.size}`,
       );
     }
-    this.#queue = queue;
     this.#packed = queue instanceof PackedDevice ? queue : null;
     this.#region = region;
-    this.format = queue.format;
-    this.size = queue.size;
     this.#resubmitted = new Set(queue.save().inFlight.map(({ id }) => id));
   }
 
-  /** Buffers that were popped and not pushed. */
-  get inFlight(): number {
-    return this.#queue.inFlight;
-  }
-
-  /** See {@link DeviceQueue.usedPosition}. */
-  get usedPosition(): number {
-    return this.#queue.usedPosition;
-  }
-
   /** Fetches a buffer and notes that. */
-  pop(chain: Chain): boolean {
+  override pop(chain: Chain): boolean {
     if (this.#broken !== null) throw this.#broken;
-    if (!this.#queue.pop(chain)) return false;
+    if (!this.queue.pop(chain)) return false;
     const { token } = chain;
     if (this.#resubmitted.size !== 0 && this.#resubmitted.has(token)) {
       return true;
@@ -100,49 +82,29 @@ export class TrackedQueue implements DeviceQueue {
   }
 
   /** Gives a buffer back and notes that. */
-  unpop(token: number): void {
-    this.#queue.unpop(token);
+  override unpop(token: number): void {
+    this.queue.unpop(token);
     if (!this.#resubmitted.has(token)) this.#region.returned(token);
   }
 
   /** Stages a completion. */
-  push(token: number, written: number): void {
-    this.#queue.push(token, written);
+  override push(token: number, written: number): void {
+    this.queue.push(token, written);
     this.#region.stage(token);
     if (this.#resubmitted.size !== 0) this.#resubmitted.delete(token);
   }
 
   /** Publishes what was staged, and notes it before and after. */
-  publish(): boolean {
+  override publish(): boolean {
     this.#region.beginPublish();
-    const published = this.#queue.publish();
+    const published = this.queue.publish();
     this.#region.endPublish();
     return published;
   }
 
-  /** Tells whether an interrupt is due. */
-  needsInterrupt(): boolean {
-    return this.#queue.needsInterrupt();
-  }
-
-  /** Asks for kicks. */
-  armKicks(): boolean {
-    return this.#queue.armKicks();
-  }
-
-  /** Tells the driver that kicks are not needed. */
-  disarmKicks(): void {
-    this.#queue.disarmKicks();
-  }
-
-  /** State of the queue. */
-  save(): QueueState {
-    return this.#queue.save();
-  }
-
   /** Goes on over other memory. */
-  rebind(memory: GuestMemory): void {
-    this.#queue.rebind(memory);
+  override rebind(memory: GuestMemory): void {
+    this.queue.rebind(memory);
     this.#region.rebind(memory);
   }
 }

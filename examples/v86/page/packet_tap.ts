@@ -17,7 +17,8 @@ import {
 } from "../../../device/vsock/virtio_vsock.ts";
 import { Chain } from "../../../ring/chain.ts";
 import type { GuestMemory } from "../../../ring/memory.ts";
-import type { DeviceQueue, QueueState } from "../../../ring/queue.ts";
+import { PassingQueue } from "../../../ring/passing_queue.ts";
+import type { DeviceQueue } from "../../../ring/queue.ts";
 
 /** A packet; the header is overwritten by the next one. */
 export type OnPacket = (
@@ -70,68 +71,19 @@ export class PacketTap {
   }
 }
 
-/** A queue that passes everything on. */
-class Passing implements DeviceQueue {
-  readonly format: DeviceQueue["format"];
-  readonly size: number;
-  protected readonly queue: DeviceQueue;
+/** A queue whose packets are told of. */
+class Tap extends PassingQueue {
   protected readonly onPacket: OnPacket;
   protected readonly header = new PacketHeader();
 
   constructor(queue: DeviceQueue, onPacket: OnPacket) {
-    this.format = queue.format;
-    this.size = queue.size;
-    this.queue = queue;
+    super(queue);
     this.onPacket = onPacket;
-  }
-
-  get inFlight(): number {
-    return this.queue.inFlight;
-  }
-
-  get usedPosition(): number {
-    return this.queue.usedPosition;
-  }
-
-  pop(chain: Chain): boolean {
-    return this.queue.pop(chain);
-  }
-
-  unpop(token: number): void {
-    this.queue.unpop(token);
-  }
-
-  push(token: number, written: number): void {
-    this.queue.push(token, written);
-  }
-
-  publish(): boolean {
-    return this.queue.publish();
-  }
-
-  needsInterrupt(): boolean {
-    return this.queue.needsInterrupt();
-  }
-
-  armKicks(): boolean {
-    return this.queue.armKicks();
-  }
-
-  disarmKicks(): void {
-    this.queue.disarmKicks();
-  }
-
-  save(): QueueState {
-    return this.queue.save();
-  }
-
-  rebind(memory: GuestMemory): void {
-    this.queue.rebind(memory);
   }
 }
 
 /** Packets from the guest, as they are fetched. */
-class TxTap extends Passing {
+class TxTap extends Tap {
   override pop(chain: Chain): boolean {
     if (!super.pop(chain)) return false;
     if (chain.fault === null && this.header.readFrom(chain)) {
@@ -142,7 +94,7 @@ class TxTap extends Passing {
 }
 
 /** Packets to the guest, as they are completed. */
-class RxTap extends Passing {
+class RxTap extends Tap {
   /** By token: guest address and length of each segment that a header is in. */
   readonly #places = new Map<number, { address: number; length: number }[]>();
   #memory: GuestMemory | null = null;

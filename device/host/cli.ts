@@ -15,6 +15,7 @@ import {
   startDevice,
 } from "./device.ts";
 import type { GuestOptions } from "./device_host.ts";
+import { checkReadyFd, tellReady } from "./ready.ts";
 import { VERSION } from "./version.ts";
 import { LOG_LEVELS } from "./worker_messages.ts";
 
@@ -39,6 +40,8 @@ Usage: deno task device --socket PATH --uds-path PATH [options]
   --log-level LEVEL    error, warn, info or debug [default: info]
   --allow-host-port N  host port that the guest may connect to; may be repeated [default: all]
   --allow-guest-port N guest port that host programs may connect to; may be repeated [default: all]
+  --ready-fd N         once all sockets listen, write a newline to descriptor N, which was left open
+                       for this process (a shell's N>FILE), and close it; 3 or above
   -h, --help           print this and exit
   -V, --version        print the version and exit
 
@@ -57,6 +60,8 @@ export type Invocation =
   | {
     readonly kind: "run";
     readonly options: DeviceOptions & { logLevel: LogLevel };
+    /** Descriptor on which readiness is told; undefined for none. */
+    readonly readyFd?: number;
   };
 
 const FLAGS: ReadonlySet<string> = new Set([
@@ -69,6 +74,7 @@ const FLAGS: ReadonlySet<string> = new Set([
   "--log-level",
   "--allow-host-port",
   "--allow-guest-port",
+  "--ready-fd",
 ]);
 
 /**
@@ -133,8 +139,12 @@ export function parseArguments(args: readonly string[]): Invocation {
   }
   const [guest = oneGuest(), ...moreGuests] = vms;
   const ring = choice("--ring", one("--ring") ?? "auto", RINGS);
+  const readyFd = one("--ready-fd");
   return {
     kind: "run",
+    ...readyFd === undefined
+      ? {}
+      : { readyFd: wholeNumber("--ready-fd", readyFd, 3, 0x7fff_ffff) },
     options: {
       ...guest,
       ...moreGuests.length > 0
@@ -235,7 +245,7 @@ export async function main(args: readonly string[]): Promise<number> {
       console.log(`ringside-device ${VERSION}`);
       return 0;
     case "run":
-      return await run(invocation.options);
+      return await run(invocation.options, invocation.readyFd);
   }
 }
 
@@ -245,7 +255,10 @@ export async function main(args: readonly string[]): Promise<number> {
  */
 const REPEATED_SIGNAL_MS = 1000;
 
-async function run(options: DeviceOptions): Promise<number> {
+async function run(
+  options: DeviceOptions,
+  readyFd: number | undefined,
+): Promise<number> {
   // Before anything is made that a signal would leave behind.
   let device: RunningDevice | null = null;
   let signalledAt = -1;
@@ -260,6 +273,7 @@ async function run(options: DeviceOptions): Promise<number> {
   Deno.addSignalListener("SIGINT", onSignal);
   Deno.addSignalListener("SIGTERM", onSignal);
   try {
+    if (readyFd !== undefined) checkReadyFd(readyFd);
     device = await startDevice({
       ...options,
       onLog: (level, text) => console.error(`${level}: ${text}`),
@@ -271,10 +285,12 @@ async function run(options: DeviceOptions): Promise<number> {
           `listening on ${guest.socketPath} for a front-end (guest CID ${guest.guestCid}), on ${guest.udsPath} for host programs`,
         );
       }
+      if (readyFd !== undefined) tellReady(readyFd);
     }
     await device.closed;
     return 0;
   } catch (error) {
+    await device?.stop().catch(() => {});
     return failed(error);
   } finally {
     Deno.removeSignalListener("SIGINT", onSignal);

@@ -9,12 +9,19 @@ import { VERSION } from "./version.ts";
 
 const CLI = new URL("./cli.ts", import.meta.url).href;
 
-function command(
+function runArguments(
   args: readonly string[],
   permissions: readonly string[] = ["-A"],
+): string[] {
+  return ["run", "--no-config", "--no-check", ...permissions, CLI, ...args];
+}
+
+function command(
+  args: readonly string[],
+  permissions?: readonly string[],
 ): Deno.Command {
   return new Deno.Command(Deno.execPath(), {
-    args: ["run", "--no-config", "--no-check", ...permissions, CLI, ...args],
+    args: runArguments(args, permissions),
     stdin: "null",
     stdout: "piped",
     stderr: "piped",
@@ -33,6 +40,26 @@ async function run(
     stdout: decoder.decode(stdout),
     stderr: decoder.decode(stderr),
   };
+}
+
+/** Starts the device with descriptor 3 as the shell's `redirection` leaves it; `file` is its `$0`. */
+function withFd3(
+  redirection: string,
+  file: string,
+  args: readonly string[],
+): Deno.ChildProcess {
+  return new Deno.Command("sh", {
+    args: [
+      "-c",
+      `exec "$@" 3${redirection}`,
+      file,
+      Deno.execPath(),
+      ...runArguments([...args, "--ready-fd=3"]),
+    ],
+    stdin: "null",
+    stdout: "piped",
+    stderr: "piped",
+  }).spawn();
 }
 
 async function inTempDir(body: (dir: string) => Promise<void>): Promise<void> {
@@ -117,6 +144,14 @@ Deno.test("parseArguments() takes every option in both forms", () => {
   }
 });
 
+Deno.test("parseArguments() takes a descriptor for readiness", () => {
+  const invocation = parseArguments(
+    ["--socket", "a", "--uds-path", "b", "--ready-fd", "7"],
+  );
+  assert(invocation.kind === "run");
+  assertEquals(invocation.readyFd, 7);
+});
+
 Deno.test("parseArguments() takes several guests", () => {
   const { kind, ...rest } = parseArguments([
     "--vm",
@@ -172,6 +207,8 @@ Deno.test("parseArguments() names the mistake", () => {
     [[...good, "--seqpacket", "1"], "--seqpacket 1: not one of on"],
     [[...good, "--log-level", "all"], "--log-level all: not one of"],
     [[...good, "--allow-host-port", "x"], "--allow-host-port x:"],
+    [[...good, "--ready-fd", "2"], "--ready-fd 2: not a number from 3"],
+    [[...good, "--ready-fd", "3", "--ready-fd=4"], "--ready-fd is given twice"],
     [[...good, "--verbose"], "unknown option --verbose"],
     [[...good, "-x"], "unknown option -x"],
     [[...good, "extra"], 'unexpected argument "extra"'],
@@ -247,6 +284,41 @@ for (const signal of ["SIGTERM", "SIGINT"] as const) {
     });
   });
 }
+
+Deno.test("The device's command line writes a newline to --ready-fd once its sockets listen, and closes it", async () => {
+  await inTempDir(async (dir) => {
+    const pipe = `${dir}/ready`;
+    const made = await new Deno.Command("mkfifo", { args: [pipe] }).output();
+    assert(made.success);
+    const paths = [`${dir}/vhost.sock`, `${dir}/vsock`];
+    const args = ["--socket", paths[0]!, "--uds-path", paths[1]!];
+    const child = withFd3('>"$0"', pipe, args);
+    // To the end of the file: the device goes on, and has closed it.
+    assertEquals(await Deno.readTextFile(pipe), "\n");
+    for (const path of paths) {
+      (await Deno.connect({ transport: "unix", path })).close();
+    }
+    child.kill("SIGTERM");
+    assertEquals(await finish(child), 0);
+    assertEquals([...Deno.readDirSync(dir)].map(({ name }) => name), ["ready"]);
+  });
+});
+
+Deno.test("The device's command line refuses a --ready-fd that is not open, or cannot be written", async () => {
+  await inTempDir(async (dir) => {
+    const args = [`--socket=${dir}/s`, `--uds-path=${dir}/u`];
+    const closed = await run([...args, "--ready-fd", "1000"]);
+    assertEquals([closed.code, closed.stdout], [EXIT_USAGE, ""]);
+    assertStringIncludes(closed.stderr, "descriptor 1000: it is not open");
+    const shell = await withFd3("</dev/null", "sh", args).output();
+    assertEquals(shell.code, 1);
+    assertStringIncludes(
+      new TextDecoder().decode(shell.stderr),
+      "Cannot tell of readiness by descriptor 3: EBADF",
+    );
+    assertEquals([...Deno.readDirSync(dir)].length, 0);
+  });
+});
 
 Deno.test("The device's command line ends in order when one signal comes twice, as from a terminal", async () => {
   for (let i = 0; i < 3; i++) {

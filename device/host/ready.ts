@@ -1,0 +1,35 @@
+import { check, EBADF, EPIPE, SystemError } from "./errno.ts";
+import { errno, fixedBytes, libc } from "./ffi.ts";
+import { closeFd } from "./socket.ts";
+
+const F_GETFD = 1;
+
+/**
+ * Checks that whoever started this process has left descriptor `fd` open for it.
+ *
+ * @throws {RangeError} when it is not open.
+ */
+export function checkReadyFd(fd: number): void {
+  if (libc().fcntl(fd, F_GETFD, 0) >= 0) return;
+  if (errno() !== EBADF) check(-1, `use descriptor ${fd}`);
+  throw new RangeError(
+    `Cannot tell of readiness by descriptor ${fd}: it is not open`,
+  );
+}
+
+/**
+ * Tells whoever started this process that it is ready: a newline on descriptor `fd`, which is closed then. One that
+ * has hung up is told nothing.
+ *
+ * @throws {SystemError} when the descriptor takes no newline; it stays open.
+ */
+export function tellReady(fd: number): void {
+  const newline = fixedBytes(1);
+  newline[0] = 0x0a;
+  const written = libc().write(fd, newline, 1);
+  const error = written < 0 ? errno() : 0;
+  if (error !== 0 && error !== EPIPE) {
+    throw new SystemError(`tell of readiness by descriptor ${fd}`, error);
+  }
+  closeFd(fd);
+}

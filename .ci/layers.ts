@@ -73,6 +73,11 @@ const ROOMS: ReadonlyMap<string, Room> = new Map<string, Room>([
     imports: BELOW_PROPS,
     shipped: true,
   }],
+  ["oracle", {
+    paths: /^props\/oracle\//,
+    imports: [...BELOW_PROPS, "mod", "props", "oracle"],
+    shipped: false,
+  }],
   ["props", {
     paths: /^props\//,
     imports: [...BELOW_PROPS, "mod", "props"],
@@ -85,7 +90,7 @@ const ROOMS: ReadonlyMap<string, Room> = new Map<string, Room>([
   }],
   ["examples", {
     paths: /^examples\//,
-    imports: [...BELOW_PROPS, "mod", "examples"],
+    imports: [...BELOW_PROPS, "mod", "oracle", "examples"],
     shipped: false,
   }],
   ["ci", {

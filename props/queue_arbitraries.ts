@@ -122,6 +122,36 @@ export function setups(
   );
 }
 
+/** What a queue is set up with of which one side is not Ringside's own. */
+export type ForeignSetup = {
+  /** Format of the ring. */
+  readonly format: "split" | "packed";
+  /** Sizes, of which each script takes one. */
+  readonly sizes: readonly number[];
+  /** VIRTIO_F_EVENT_IDX comes up too. */
+  readonly eventIdx: boolean;
+  /** Scripts begin anywhere; otherwise in a new ring. */
+  readonly anywhere: boolean;
+};
+
+/** Set-ups of bare queues in one region, with no feature but VIRTIO_F_EVENT_IDX. */
+export function foreignSetups(
+  { format, sizes, eventIdx, anywhere }: ForeignSetup,
+): fc.Arbitrary<QueueSetup> {
+  return fc.constantFrom(...sizes).chain((size) =>
+    fc.record({
+      format: fc.constant(format),
+      size: fc.constant(size),
+      eventIdx: eventIdx ? fc.boolean() : fc.constant(false),
+      indirect: fc.constant(false),
+      inOrder: fc.constant(false),
+      strongOrdering: fc.constant(true),
+      oneRegion: fc.constant(true),
+      start: anywhere ? starts(format, size) : fc.constant(0),
+    })
+  );
+}
+
 /** Rings whose last entries lie 64 KiB and more from the first, and scripts that begin just before those. */
 export function largeSetups(): fc.Arbitrary<QueueSetup> {
   return fc.record({

@@ -7,7 +7,14 @@
 import fc from "fast-check";
 import { INVARIANTS } from "./invariants.ts";
 import type { QueueWorld } from "./queue_actions.ts";
-import { type Focus, largeSetups, setups, steps } from "./queue_arbitraries.ts";
+import {
+  type Focus,
+  type ForeignSetup,
+  foreignSetups,
+  largeSetups,
+  setups,
+  steps,
+} from "./queue_arbitraries.ts";
 import type { QueueModel, QueueSetup } from "./queue_model.ts";
 import {
   describe,
@@ -15,6 +22,7 @@ import {
   type QueueRun,
   type QueueStep,
 } from "./queue_steps.ts";
+import type { QueueSides } from "./queue_rig.ts";
 import { newQueueRun, openQueue, settle, takeStep } from "./queue_take.ts";
 import { Violation } from "./violation.ts";
 
@@ -76,9 +84,10 @@ const MAX_COMMANDS = 60;
 function commands(
   focus: Focus | "large",
   maxCommands: number,
+  without: readonly QueueStep["do"][],
 ): fc.Arbitrary<Iterable<fc.Command<QueueModel, ScriptRun>>> {
   // fast-check takes no weights here: what comes up more often stands there more often.
-  const all = steps(focus).flatMap(({ arbitrary, weight }) =>
+  const all = steps(focus, without).flatMap(({ arbitrary, weight }) =>
     new Array(weight).fill(arbitrary.map((step) => new StepCommand(step)))
   );
   return fc.commands<QueueModel, ScriptRun>(all, {
@@ -99,12 +108,13 @@ function runCommands(
   setup: QueueSetup,
   script: Iterable<fc.Command<QueueModel, ScriptRun>>,
   focus: Focus,
+  sides?: QueueSides,
 ): QueueRun {
   let run = newQueueRun();
   let lines: string[] = [];
   const taken: QueueStep[] = [];
   try {
-    const { model, world } = openQueue(setup, focus);
+    const { model, world } = openQueue(setup, focus, sides);
     ({ run, lines } = world);
     fc.modelRun(() => ({ model, real: { world, taken } }), script);
     settle(model, world);
@@ -123,9 +133,10 @@ function runCommands(
 export function replayQueueScript(
   { setup, steps }: QueueScript,
   focus: Focus = null,
+  sides?: QueueSides,
 ): QueueRun {
   const script = steps.map((step) => new StepCommand(step));
-  return runCommands(setup, script, focus);
+  return runCommands(setup, script, focus, sides);
 }
 
 /** A property that a campaign can run. */
@@ -141,22 +152,31 @@ export type NamedProperty = {
   replay(script: AnyScript): QueueRun;
 };
 
+/** What a property of one queue is made of; what is not told is as for Ringside's own queues. */
+type QueuePropertyOptions = {
+  readonly focus?: Focus;
+  readonly large?: boolean;
+  readonly sides?: QueueSides;
+  /** Steps that do not come up. */
+  readonly without?: readonly QueueStep["do"][];
+};
+
 function queueProperty(
   name: string,
   setup: fc.Arbitrary<QueueSetup>,
   maxCommands: number,
-  focus: Focus = null,
-  large = false,
+  { focus = null, large = false, sides, without = [] }: QueuePropertyOptions =
+    {},
 ): NamedProperty {
-  const scripts = commands(large ? "large" : focus, maxCommands);
+  const scripts = commands(large ? "large" : focus, maxCommands, without);
   return {
     name,
-    replay: (script) => replayQueueScript(script as QueueScript, focus),
+    replay: (script) => replayQueueScript(script as QueueScript, focus, sides),
     check: (seen, parameters) =>
       fc.check(
         fc.property(setup, scripts, (setup, script) => {
           try {
-            seen(runCommands(setup, script, focus));
+            seen(runCommands(setup, script, focus, sides));
           } catch (error) {
             seen(null);
             throw error;
@@ -183,7 +203,7 @@ export const INVARIANT_PROPERTIES: readonly NamedProperty[] =
           `${format}/${invariant}`,
           setups(format, invariant),
           MAX_COMMANDS,
-          invariant,
+          { focus: invariant },
         )
       )
   );
@@ -193,6 +213,29 @@ export const LARGE_QUEUE_PROPERTY: NamedProperty = queueProperty(
   "queue/large",
   largeSetups(),
   16,
-  null,
-  true,
+  { large: true },
 );
+
+/** What replaces a side, or belongs to a device around the queue: not for sides that are not Ringside's own. */
+const OWN_STEPS: readonly QueueStep["do"][] = [
+  "restore",
+  "restoreAlways",
+  "crash",
+  "queueReset",
+  "suspend",
+  "resume",
+  "rebind",
+];
+
+/** All invariants at a glance, of a queue of which one side is not Ringside's own, without some steps. */
+export function foreignQueueProperty(
+  name: string,
+  setup: ForeignSetup,
+  sides: QueueSides,
+  without: readonly QueueStep["do"][],
+): NamedProperty {
+  return queueProperty(name, foreignSetups(setup), MAX_COMMANDS, {
+    sides,
+    without: [...OWN_STEPS, ...without],
+  });
+}

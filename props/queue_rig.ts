@@ -39,6 +39,14 @@ function answered(generation: number, i: number): number {
   return (generation * 59 + i * 17 + 101) & 0xff;
 }
 
+/** Makers of sides that are not Ringside's own; of the two at most one is given. */
+export type QueueSides = {
+  /** Makes the driver side. */
+  readonly driver?: (memory: GuestMemory, config: QueueConfig) => DriverQueue;
+  /** Makes the device side. It is never restored: what replaces a device is not among the steps then. */
+  readonly device?: (memory: GuestMemory, config: QueueConfig) => DeviceQueue;
+};
+
 /** Both sides of a queue over memory in one region, or in three of which two adjoin in the middle of a segment. */
 export class QueueRig {
   /** The queue's. */
@@ -53,6 +61,8 @@ export class QueueRig {
   host: QueueHost | null = null;
   /** Buffers of this device's fetches that came from a saved state. */
   restored = 0;
+  /** Sides that are not Ringside's own, which tell only what their side of a ring has to tell. */
+  readonly sides: QueueSides;
   readonly #setup: QueueSetup;
   readonly #format: "split" | "packed";
   readonly #tables: number;
@@ -70,8 +80,9 @@ export class QueueRig {
   readonly #regions: MemoryRegion[];
   #batch: ChainBatch | null = null;
 
-  /** @param setup The queue's. */
-  constructor(setup: QueueSetup) {
+  /** @param setup The queue's. @param sides Those that are not Ringside's own. */
+  constructor(setup: QueueSetup, sides: QueueSides = {}) {
+    this.sides = sides;
     const {
       format,
       size,
@@ -158,6 +169,8 @@ export class QueueRig {
   }
 
   #newDriver(): DriverQueue {
+    const foreign = this.sides.driver?.(this.memory, this.config);
+    if (foreign !== undefined) return foreign;
     const options = this.config.indirect
       ? { indirect: { address: this.#tables, entries: TABLE_ENTRIES } }
       : {};
@@ -176,6 +189,8 @@ export class QueueRig {
    * region, that is set up anew.
    */
   newDevice(state?: QueueState): DeviceQueue {
+    const foreign = this.sides.device?.(this.memory, this.config);
+    if (foreign !== undefined) return foreign;
     const device = this.#newQueue(state);
     if (this.#region === null) return device;
     const region = this.#openRegion(this.#region);
@@ -429,7 +444,8 @@ export class QueueRig {
   checkFetched({ token, generation, segments }: Exposed): void {
     const chain = this.#chains.get(token)!;
     if (chain.fault !== null) {
-      throw new Violation("bytes", `buffer ${token}: ${chain.fault.message}`);
+      const { fault } = chain;
+      throw new Violation("bytes", `buffer ${token}: ${fault.message}`, fault);
     }
     const found: string[] = [];
     for (let i = 0; i < chain.count; i++) {

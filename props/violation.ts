@@ -7,9 +7,9 @@ export class Violation extends Error {
   /** Name of the invariant. */
   readonly invariant: string;
 
-  /** @param invariant Its name. @param message What was seen instead. */
-  constructor(invariant: string, message: string) {
-    super(`${invariant}: ${message}`);
+  /** @param invariant Its name. @param message What was seen instead. @param cause The fault that told it. */
+  constructor(invariant: string, message: string, cause?: Error) {
+    super(`${invariant}: ${message}`, { cause });
     this.name = "Violation";
     this.invariant = invariant;
   }

@@ -1,0 +1,52 @@
+import {
+  assert,
+  assertEquals,
+  assertLess,
+  assertStringIncludes,
+} from "@std/assert";
+import { type Bug, BUGS, judge } from "./driver.ts";
+
+/** What each mistake is called, by seed 1. */
+const NAMES: Readonly<Record<Bug, string>> = {
+  "no-next": "bytes",
+  "self-next": "DESCRIPTOR_LOOP",
+  "writable-first": "READABLE_AFTER_WRITABLE",
+  "early-index": "exactly-once",
+  "index-mod-size": "progress",
+  "reuse": "exactly-once",
+  "kick-if-equal": "progress",
+  "no-recheck": "progress",
+};
+
+Deno.test("examples/oracle/driver.ts: nothing is wrong with the driver without a mistake", () => {
+  for (const seed of [1, 2]) assertEquals(judge(null, seed), null);
+});
+
+for (const bug of Object.keys(BUGS) as Bug[]) {
+  Deno.test(`examples/oracle/driver.ts: "${bug}" is named, by a short script`, () => {
+    const finding = judge(bug, 1);
+    assert(finding !== null);
+    assertEquals(finding.rule?.code ?? finding.invariant, NAMES[bug]);
+    assertLess(finding.lines.length, 20);
+  });
+}
+
+Deno.test("examples/oracle/driver.ts runs as a program, without permissions", async () => {
+  const path = new URL("./driver.ts", import.meta.url).pathname;
+  const run = async (...args: string[]) => {
+    const { code, stdout } = await new Deno.Command(Deno.execPath(), {
+      args: ["run", "--no-prompt", "--no-check", path, ...args],
+      env: { NO_COLOR: "1" },
+    }).output();
+    return { code, text: new TextDecoder().decode(stdout) };
+  };
+  const all = await run();
+  assertEquals(all.code, 0, all.text);
+  assertStringIncludes(all.text, "without a mistake: nothing is wrong with it");
+  for (const bug of Object.keys(BUGS)) assertStringIncludes(all.text, bug);
+  const one = await run("no-recheck");
+  assertEquals(one.code, 1);
+  assertStringIncludes(one.text, "expected true");
+  assertEquals((await run("none")).code, 0);
+  assertEquals((await run("no-such")).code, 2);
+});

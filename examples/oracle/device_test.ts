@@ -4,7 +4,8 @@ import {
   assertLess,
   assertStringIncludes,
 } from "@std/assert";
-import { type Bug, BUGS, judge } from "./device.ts";
+import { judge } from "./device.ts";
+import { type Bug, BUGS } from "./toy_device.ts";
 
 /** What each mistake is called, by seed 1. */
 const NAMES: Readonly<Record<Bug, string>> = {

@@ -4,7 +4,8 @@ import {
   assertLess,
   assertStringIncludes,
 } from "@std/assert";
-import { type Bug, BUGS, judge } from "./driver.ts";
+import { judge } from "./driver.ts";
+import { type Bug, BUGS } from "./toy_driver.ts";
 
 /** What each mistake is called, by seed 1. */
 const NAMES: Readonly<Record<Bug, string>> = {

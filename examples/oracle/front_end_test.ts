@@ -1,0 +1,48 @@
+import { assert, assertEquals, assertStringIncludes } from "@std/assert";
+import { type DeviceOptions, startDevice } from "../../device/host/mod.ts";
+import { libc } from "../../device/host/ffi.ts";
+import { type BackEnd, judgeBackEnd, type Result } from "./front_end.ts";
+
+// The library stays open for good, so that no test is the one that opens it.
+libc();
+
+async function judge(options: Partial<DeviceOptions>): Promise<Result[]> {
+  const folder = await Deno.makeTempDir();
+  const backEnd: BackEnd = {
+    socketPath: `${folder}/vhost`,
+    udsPath: `${folder}/vsock`,
+  };
+  const device = await startDevice({ ...backEnd, ...options });
+  try {
+    return await judgeBackEnd(backEnd);
+  } finally {
+    await device.stop();
+    await Deno.remove(folder, { recursive: true });
+  }
+}
+
+Deno.test("examples/oracle/front_end.ts: nothing is wrong with Ringside's device", async () => {
+  const results = await judge({});
+  assertEquals(
+    results.map(({ ring }) => ring),
+    [
+      "split",
+      "split",
+      "split",
+      "split",
+      "packed",
+      "packed",
+      "packed",
+      "packed",
+    ],
+  );
+  for (const { name, wrong } of results) assertEquals(wrong, [], name);
+});
+
+Deno.test("examples/oracle/front_end.ts tells which scenario fails, and drives split rings alone where no others are offered", async () => {
+  const results = await judge({ ring: "split", allowedHostPorts: [1] });
+  assertEquals(results.map(({ wrong }) => wrong.length), [0, 1, 1, 0]);
+  const [, first] = results;
+  assert(first !== undefined);
+  assertStringIncludes(first.wrong[0]!, "the connection ends by refused");
+});

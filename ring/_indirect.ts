@@ -12,14 +12,7 @@ export function maxIndirectEntries(size: number): number {
   return Math.max(size, INDIRECT_ENTRIES);
 }
 
-/** The regions as words, to read tables in them; what is less than a word at an end is left out. */
+/** The regions as words, to read tables in them. */
 export function regionWords(memory: GuestMemory): Uint32Array[] {
-  // A division, since a region may be larger than a shift can hold.
-  return memory.regions.map(({ bytes }) =>
-    new Uint32Array(
-      bytes.buffer,
-      bytes.byteOffset,
-      Math.floor(bytes.length / 4),
-    )
-  );
+  return memory.regions.map(({ words }) => words);
 }

@@ -27,6 +27,8 @@ export type GuestRegion = {
   readonly size: number;
   /** The region's bytes; index 0 is `guestAddress`. */
   readonly bytes: Uint8Array;
+  /** The same as words; what is less than a word at the end is left out. */
+  readonly words: Uint32Array;
   /** Address of the first byte in this process, 0 when it is not mapped. */
   readonly hostAddress: number;
 };
@@ -102,6 +104,8 @@ export class GuestMemory {
         guestAddress,
         size,
         bytes: new Uint8Array(buffer, byteOffset, size),
+        // A division, since a region may be larger than a shift can hold.
+        words: new Uint32Array(buffer, byteOffset, Math.floor(size / 4)),
         hostAddress,
       };
     });

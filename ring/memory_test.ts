@@ -79,6 +79,19 @@ Deno.test("GuestMemory.bytes() is a view over the owner's buffer", () => {
   assertEquals(memory.bytes(0x101f, 1).length, 1);
 });
 
+Deno.test("GuestMemory has the bytes of each region as words, too", () => {
+  const buffer = new ArrayBuffer(64);
+  const { regions } = new GuestMemory([
+    { guestAddress: 0x1000, size: 30, buffer, byteOffset: 16 },
+  ]);
+  const { bytes, words } = regions[0]!;
+  assertEquals(words.length, 7);
+  bytes[5] = 0x12;
+  assertEquals(words[1], 0x1200);
+  words[6] = 0x44332211;
+  assertEquals([...bytes.subarray(24)], [0x11, 0x22, 0x33, 0x44, 0, 0]);
+});
+
 Deno.test("GuestMemory.bytes() throws BAD_ADDRESS for bytes that are not in one region", () => {
   const memory = new GuestMemory([region(0, 16), region(16, 16)]);
   for (

@@ -37,29 +37,36 @@ export class PacketHeader {
   /** Bytes that the sender has taken out of its buffer, u32, wrapping. */
   fwdCnt = 0;
 
-  // Guest memory is copied here once, so that no field can change between check and use.
+  // For a header that is split or not aligned to words.
   readonly #bytes = new Uint8Array(VSOCK_HEADER_SIZE);
   readonly #words = new Uint32Array(this.#bytes.buffer);
 
   /**
    * Reads the header from a chain's readable segments, which may split it anywhere; false where
-   * they have fewer than 44 bytes.
+   * they have fewer than 44 bytes. Each field is read once, so that none can change between check and use.
    */
   readFrom(chain: Chain): boolean {
+    if (wholeAt(chain, 0, chain.readable)) {
+      this.#load(wordsOf(chain, 0), chain.offset[0]! / 4);
+      return true;
+    }
     if (chain.read(this.#bytes) < VSOCK_HEADER_SIZE) return false;
-    const words = this.#words;
-    this.srcCid = words[0]! + words[1]! * 0x1_0000_0000;
-    this.dstCid = words[2]! + words[3]! * 0x1_0000_0000;
-    this.srcPort = words[4]!;
-    this.dstPort = words[5]!;
-    this.len = words[6]!;
-    const typeAndOp = words[7]!;
+    this.#load(this.#words, 0);
+    return true;
+  }
+
+  #load(words: Uint32Array, at: number): void {
+    this.srcCid = words[at]! + words[at + 1]! * 0x1_0000_0000;
+    this.dstCid = words[at + 2]! + words[at + 3]! * 0x1_0000_0000;
+    this.srcPort = words[at + 4]!;
+    this.dstPort = words[at + 5]!;
+    this.len = words[at + 6]!;
+    const typeAndOp = words[at + 7]!;
     this.type = typeAndOp & 0xffff;
     this.op = typeAndOp >>> 16;
-    this.flags = words[8]!;
-    this.bufAlloc = words[9]!;
-    this.fwdCnt = words[10]!;
-    return true;
+    this.flags = words[at + 8]!;
+    this.bufAlloc = words[at + 9]!;
+    this.fwdCnt = words[at + 10]!;
   }
 
   /**
@@ -67,18 +74,36 @@ export class PacketHeader {
    * than 44 bytes. CIDs must be below 2^32.
    */
   writeTo(chain: Chain): boolean {
-    const words = this.#words;
-    words[0] = this.srcCid;
-    words[1] = 0;
-    words[2] = this.dstCid;
-    words[3] = 0;
-    words[4] = this.srcPort;
-    words[5] = this.dstPort;
-    words[6] = this.len;
-    words[7] = this.type | (this.op << 16);
-    words[8] = this.flags;
-    words[9] = this.bufAlloc;
-    words[10] = this.fwdCnt;
+    const first = chain.readable;
+    if (wholeAt(chain, first, chain.count)) {
+      this.#store(wordsOf(chain, first), chain.offset[first]! / 4);
+      return true;
+    }
+    this.#store(this.#words, 0);
     return chain.write(this.#bytes) === VSOCK_HEADER_SIZE;
   }
+
+  #store(words: Uint32Array, at: number): void {
+    words[at] = this.srcCid;
+    words[at + 1] = 0;
+    words[at + 2] = this.dstCid;
+    words[at + 3] = 0;
+    words[at + 4] = this.srcPort;
+    words[at + 5] = this.dstPort;
+    words[at + 6] = this.len;
+    words[at + 7] = this.type | (this.op << 16);
+    words[at + 8] = this.flags;
+    words[at + 9] = this.bufAlloc;
+    words[at + 10] = this.fwdCnt;
+  }
+}
+
+// True where row `row` of a chain, below `end`, has a whole header that is aligned to words.
+function wholeAt(chain: Chain, row: number, end: number): boolean {
+  return row < end && chain.length[row]! >= VSOCK_HEADER_SIZE &&
+    (chain.offset[row]! & 3) === 0;
+}
+
+function wordsOf(chain: Chain, row: number): Uint32Array {
+  return chain.memory.regions[chain.region[row]!]!.words;
 }

@@ -103,3 +103,34 @@ Deno.test("PacketHeader.writeTo() refuses a buffer that is too short", () => {
   chain.append(0x1000, 43, true);
   assert(!new PacketHeader().writeTo(chain));
 });
+
+Deno.test("PacketHeader reads and writes its 44 bytes and no others, aligned to words or not", () => {
+  for (let at = 0; at < 8; at++) {
+    const guest = new GuestMemory([
+      { guestAddress: 0, size: 64, buffer: new ArrayBuffer(64) },
+      {
+        guestAddress: 0x1000,
+        size: 100,
+        buffer: new ArrayBuffer(132),
+        byteOffset: 32,
+      },
+    ]);
+    const bytes = guest.bytes(0x1000, 100).fill(0xee);
+    bytes.set(REQUEST, at);
+    const from = new Chain(guest);
+    from.append(0x1000 + at, 50, false);
+    const header = new PacketHeader();
+    assert(header.readFrom(from));
+    check(header);
+
+    bytes.fill(0xee);
+    const to = new Chain(guest);
+    to.append(0, 4, false);
+    to.append(0x1000 + at, 50, true);
+    assert(header.writeTo(to));
+    const expected = new Uint8Array(100).fill(0xee);
+    expected.set(REQUEST, at);
+    assertEquals(bytes, expected);
+    assertEquals(guest.bytes(0, 64), new Uint8Array(64));
+  }
+});

@@ -4,6 +4,9 @@ import type { GuestMemory } from "../../ring/memory.ts";
 /** Segments that one call takes at most: what `readv` and `writev` take on Linux (IOV_MAX). */
 export const MAX_SEGMENTS = 1024;
 
+// Below this a loop over words beats a subarray and a set(), which allocate.
+const WORD_LOOP_BYTES = 256;
+
 /**
  * Pieces of guest memory for one gathering write or scattering read: columns like a chain's, made
  * of parts of several chains. A host side takes views or raw addresses of them, so that no
@@ -83,19 +86,33 @@ export class Segments {
 
   /** Copies the bytes from `skip` on into `target` and returns how many. */
   copyTo(target: Uint8Array, skip = 0): number {
+    const regions = this.memory.regions;
+    let words: Uint32Array | null = null;
     let done = 0;
     for (let i = 0; i < this.count && done < target.length; i++) {
-      let view = this.view(i);
-      if (skip >= view.length) {
-        skip -= view.length;
+      const length = this.length[i]!;
+      if (skip >= length) {
+        skip -= length;
         continue;
       }
-      view = view.subarray(
-        skip,
-        Math.min(view.length, skip + target.length - done),
-      );
-      target.set(view, done);
-      done += view.length;
+      const room = target.length - done;
+      const take = length - skip < room ? length - skip : room;
+      const from = this.offset[i]! + skip;
+      const region = regions[this.region[i]!]!;
+      if (
+        take <= WORD_LOOP_BYTES &&
+        ((from | take | done | target.byteOffset) & 3) === 0
+      ) {
+        words ??= new Uint32Array(
+          target.buffer,
+          target.byteOffset,
+          target.length >>> 2,
+        );
+        copyWords(region.words, from / 4, words, done >>> 2, take >>> 2);
+      } else {
+        target.set(region.bytes.subarray(from, from + take), done);
+      }
+      done += take;
       skip = 0;
     }
     return done;
@@ -117,4 +134,14 @@ export class Segments {
     }
     return done;
   }
+}
+
+function copyWords(
+  source: Uint32Array,
+  from: number,
+  target: Uint32Array,
+  to: number,
+  count: number,
+): void {
+  for (let i = 0; i < count; i++) target[to + i] = source[from + i]!;
 }

@@ -64,6 +64,27 @@ Deno.test("Segments.copyTo() and copyFrom() skip, and meet in the middle of segm
   assertEquals(all(chain).slice(100), source.slice(0, 16));
 });
 
+Deno.test("Segments.copyTo() copies short and long segments, aligned to words or not", () => {
+  for (let at = 0; at < 4; at++) {
+    for (const length of [0, 1, 4, 63, 64, 252, 253, 256, 257, 260, 900]) {
+      const { guest, chain } = setup([length, 8, length, 3, length]);
+      const segments = new Segments(guest);
+      segments.add(chain, 0, chain.count, at, chain.readableBytes);
+      const expected = all(chain).slice(at);
+      // Fewer bytes than there are, somewhere in a buffer.
+      for (const missing of [0, 1, 4]) {
+        const take = Math.max(0, expected.length - missing);
+        const around = new Uint8Array(take + 16).fill(0xee);
+        const target = around.subarray(at, at + take);
+        assertEquals(segments.copyTo(target), take);
+        const wanted = new Uint8Array(take + 16).fill(0xee);
+        wanted.set(expected.subarray(0, take), at);
+        assertEquals(around, wanted);
+      }
+    }
+  }
+});
+
 Deno.test("Segments.view() refuses a segment that is not there", () => {
   const { guest } = setup([]);
   assertThrows(() => new Segments(guest).view(0), RangeError, "there are 0");

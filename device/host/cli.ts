@@ -14,7 +14,11 @@ import {
   type RunningDevice,
   startDevice,
 } from "./device.ts";
-import type { GuestOptions } from "./device_host.ts";
+import {
+  DEFAULT_POLL_US,
+  type GuestOptions,
+  MAX_POLL_US,
+} from "./device_host.ts";
 import { checkReadyFd, tellReady } from "./ready.ts";
 import { VERSION } from "./version.ts";
 import { LOG_LEVELS } from "./worker_messages.ts";
@@ -42,6 +46,8 @@ Usage: deno task device --socket PATH --uds-path PATH [options]
   --allow-guest-port N guest port that host programs may connect to; may be repeated [default: all]
   --ready-fd N         once all sockets listen, write a newline to descriptor N, which was left open
                        for this process (a shell's N>FILE), and close it; 3 or above
+  --poll-us N          microseconds, 0 to ${MAX_POLL_US}, that it looks for the next request at most before it
+                       sleeps, while guest and host program answer each other [default: ${DEFAULT_POLL_US}]
   -h, --help           print this and exit
   -V, --version        print the version and exit
 
@@ -72,6 +78,7 @@ const FLAGS: ReadonlySet<string> = new Set([
   "--ring",
   "--seqpacket",
   "--log-level",
+  "--poll-us",
   "--allow-host-port",
   "--allow-guest-port",
   "--ready-fd",
@@ -161,6 +168,12 @@ export function parseArguments(args: readonly string[]): Invocation {
       ),
       allowedHostPorts: ports("--allow-host-port").ports,
       allowedGuestPorts: ports("--allow-guest-port").ports,
+      pollUs: wholeNumber(
+        "--poll-us",
+        one("--poll-us") ?? String(DEFAULT_POLL_US),
+        0,
+        MAX_POLL_US,
+      ),
     },
   };
 }

@@ -122,6 +122,7 @@ Deno.test("parseArguments() takes every option in both forms", () => {
     ["--allow-host-port", "1"],
     ["--allow-host-port", "2"],
     ["--allow-guest-port", "4294967294"],
+    ["--poll-us", "0"],
   ];
   const forms = [
     values.flat(),
@@ -139,6 +140,7 @@ Deno.test("parseArguments() takes every option in both forms", () => {
         logLevel: "debug",
         allowedHostPorts: [1, 2],
         allowedGuestPorts: [4294967294],
+        pollUs: 0,
       },
     });
   }
@@ -209,6 +211,7 @@ Deno.test("parseArguments() names the mistake", () => {
     [[...good, "--allow-host-port", "x"], "--allow-host-port x:"],
     [[...good, "--ready-fd", "2"], "--ready-fd 2: not a number from 3"],
     [[...good, "--ready-fd", "3", "--ready-fd=4"], "--ready-fd is given twice"],
+    [[...good, "--poll-us", "1001"], "--poll-us 1001: not a number from 0"],
     [[...good, "--verbose"], "unknown option --verbose"],
     [[...good, "-x"], "unknown option -x"],
     [[...good, "extra"], 'unexpected argument "extra"'],

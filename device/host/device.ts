@@ -1,7 +1,7 @@
 import type { Log, LogLevel } from "../diagnostics.ts";
 import type { RingChoice } from "../virtio_device.ts";
 import { isGuestCid } from "../vsock/virtio_vsock.ts";
-import type { GuestOptions } from "./device_host.ts";
+import { type GuestOptions, MAX_POLL_US } from "./device_host.ts";
 import { check } from "./errno.ts";
 import { fixedBytes, openLibc } from "./ffi.ts";
 import { MAX_SOCKET_PATH_BYTES, socketPathBytes } from "./socket.ts";
@@ -51,6 +51,11 @@ export type DeviceOptions = {
   allowedHostPorts?: readonly number[];
   /** Guest ports that host programs may connect to; all unless told. */
   allowedGuestPorts?: readonly number[];
+  /**
+   * Microseconds, 0 to 1000, that the Worker looks for the next request at most before it sleeps, while guest
+   * and host program answer each other; 0 for never. 60 unless told, 0 where there is one processor.
+   */
+  pollUs?: number;
 };
 
 /** A device that runs in a Worker of its own, until it is stopped. */
@@ -175,6 +180,7 @@ export async function startDevice(
       seqpackets: options.seqpackets ?? true,
       allowedHostPorts: options.allowedHostPorts,
       allowedGuestPorts: options.allowedGuestPorts,
+      pollUs: options.pollUs,
     },
     logLevel,
     commands: commands.buffer,
@@ -209,7 +215,7 @@ function startError(kind: string, text: string): Error {
 
 /** Checks what can be checked without the system. */
 function checkOptions(options: DeviceOptions): void {
-  const { logLevel } = options;
+  const { logLevel, pollUs = 0 } = options;
   const paths = new Set<string>();
   const cids = new Set<number>();
   for (const guest of [options, ...options.moreGuests ?? []]) {
@@ -242,6 +248,11 @@ function checkOptions(options: DeviceOptions): void {
   if (logLevel !== undefined && !LOG_LEVELS.includes(logLevel)) {
     throw new RangeError(
       `Cannot use ${logLevel} as logLevel: it is error, warn, info or debug`,
+    );
+  }
+  if (!(pollUs >= 0 && pollUs <= MAX_POLL_US)) {
+    throw new RangeError(
+      `Cannot use ${pollUs} as pollUs: it is 0 to ${MAX_POLL_US}`,
     );
   }
   for (

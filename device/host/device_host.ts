@@ -37,7 +37,20 @@ export type DeviceHostOptions = GuestOptions & {
   allowedHostPorts?: readonly number[];
   /** Guest ports that host programs may connect to; all unless told. */
   allowedGuestPorts?: readonly number[];
+  /**
+   * Microseconds at most that the thread looks for the next request before it sleeps, while guest and host
+   * program answer each other; {@link DEFAULT_POLL_US} unless told, 0 for never.
+   */
+  pollUs?: number;
 };
+
+/** The most that {@link DeviceHostOptions.pollUs} may be. */
+export const MAX_POLL_US = 1000;
+
+/** {@link DeviceHostOptions.pollUs} unless told: longer than most answers take, where there is a second processor. */
+export const DEFAULT_POLL_US: number = navigator.hardwareConcurrency > 1
+  ? 60
+  : 0;
 
 /** A device with everything around it. */
 class Place {
@@ -120,7 +133,7 @@ class Place {
  */
 export class DeviceHost implements LoopWork {
   /** The loop, for descriptors of the caller's own. */
-  readonly loop: EventLoop = new EventLoop();
+  readonly loop: EventLoop;
   readonly #places: Place[] = [];
 
   /**
@@ -132,7 +145,9 @@ export class DeviceHost implements LoopWork {
    * @throws {SystemError} when the system refuses.
    */
   constructor(options: DeviceHostOptions, log: Log) {
-    const loop = this.loop;
+    const pollUs = options.pollUs ?? DEFAULT_POLL_US;
+    const loop = new EventLoop(undefined, pollUs / 1000);
+    this.loop = loop;
     const guests = [options, ...options.moreGuests ?? []];
     const several = guests.length > 1;
     // The loop looks at all devices before it sleeps.

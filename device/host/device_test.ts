@@ -383,6 +383,9 @@ Deno.test("startDevice() rejects options that cannot be right", async () => {
       [{ logLevel: "all" as "info" }, RangeError, "logLevel"],
       [{ allowedHostPorts: [2 ** 32] }, RangeError, "port"],
       [{ allowedGuestPorts: [-1] }, RangeError, "port"],
+      [{ pollUs: -1 }, RangeError, "pollUs"],
+      [{ pollUs: 1001 }, RangeError, "pollUs"],
+      [{ pollUs: NaN }, RangeError, "pollUs"],
     ];
     for (const [options, kind, text] of bad) {
       await assertRejects(

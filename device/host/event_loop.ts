@@ -7,6 +7,7 @@
  * @module
  */
 
+import { BusyPoll } from "./busy_poll.ts";
 import { check, EINTR, ENOENT, SystemError } from "./errno.ts";
 import { errno, fixedBytes, libc } from "./ffi.ts";
 
@@ -111,10 +112,12 @@ export class EventLoop {
   // Indexed by descriptor: small numbers, by the kernel's rule of the lowest free one.
   #handlers: (FdHandler | null)[] = [];
   #generations: number[] = [];
+  #sides: number[] = [];
   #generation = 0;
   #registered = 0;
   #timers: Set<Timer> = new Set();
   #earliest = Infinity;
+  #busyPoll: BusyPoll;
 
   // struct epoll_event is packed on x86-64 only.
   #stride: number;
@@ -127,10 +130,16 @@ export class EventLoop {
   /**
    * Makes a loop without descriptors.
    *
+   * @param busyPollMs How long it may look for events before it sleeps, where {@link BusyPoll} finds
+   * that worth while, in milliseconds; not at all unless told.
    * @throws {SystemError} when the system is out of descriptors.
    */
-  constructor(now: () => number = () => performance.now()) {
+  constructor(
+    now: () => number = () => performance.now(),
+    busyPollMs: number = 0,
+  ) {
     this.now = now;
+    this.#busyPoll = new BusyPoll(busyPollMs);
     const packed = Deno.build.arch === "x86_64";
     this.#stride = packed ? 12 : 16;
     this.#dataAt = packed ? 4 : 8;
@@ -155,10 +164,16 @@ export class EventLoop {
   /**
    * Watches `fd` for `events`; with {@link EPOLLET}, what is there already counts as a change.
    *
+   * @param side Who is at its other end, of two: see {@link BusyPoll}.
    * @throws {TypeError} when it is watched already.
    * @throws {SystemError} when epoll cannot watch it, or the system is out of memory.
    */
-  register(fd: number, events: number, handler: FdHandler): void {
+  register(
+    fd: number,
+    events: number,
+    handler: FdHandler,
+    side: 0 | 1 = 0,
+  ): void {
     if (this.#handlers[fd]) {
       throw new TypeError(`Cannot watch descriptor ${fd}: it is watched`);
     }
@@ -168,9 +183,11 @@ export class EventLoop {
     while (this.#handlers.length <= fd) {
       this.#handlers.push(null);
       this.#generations.push(0);
+      this.#sides.push(0);
     }
     this.#handlers[fd] = handler;
     this.#generations[fd] = generation;
+    this.#sides[fd] = side;
     this.#registered++;
   }
 
@@ -243,7 +260,8 @@ export class EventLoop {
         if (left < timeout) timeout = left > 0 ? left : 0;
       }
     }
-    const count = this.#dispatch(timeout);
+    const count = timeout === 0 ? this.#look(0) : this.#wait(timeout);
+    this.#dispatch(count);
     this.#fireTimers();
     const work = this.#work;
     if (work.nextDeadline() !== Infinity) {
@@ -271,18 +289,43 @@ export class EventLoop {
     libc().close(this.#epoll);
   }
 
-  #dispatch(timeout: number): number {
+  #wait(timeout: number): number {
+    const poll = this.#busyPoll;
+    const start = this.now();
+    let count = 0;
+    if (poll.window > 0) {
+      const end = start + poll.window;
+      do count = this.#look(0); while (count === 0 && this.now() < end);
+    }
+    if (count === 0) count = this.#look(timeout);
+    poll.woke(this.#sidesOf(count), this.now() - start);
+    return count;
+  }
+
+  /** Takes events of the kernel's; how many. */
+  #look(timeout: number): number {
     const count = libc().epoll_wait(
       this.#epoll,
       this.#events,
       EVENTS_PER_WAKE_UP,
       timeout,
     );
-    if (count < 0) {
-      const error = errno();
-      if (error === EINTR) return 0;
-      throw new SystemError("wait for events", error);
+    if (count >= 0) return count;
+    const error = errno();
+    if (error === EINTR) return 0;
+    throw new SystemError("wait for events", error);
+  }
+
+  #sidesOf(count: number): number {
+    let sides = 0;
+    for (let i = 0; i < count; i++) {
+      const at = i * this.#stride + this.#dataAt;
+      sides |= 1 << this.#sides[this.#view.getUint32(at, true)]!;
     }
+    return sides;
+  }
+
+  #dispatch(count: number): void {
     const view = this.#view;
     for (let i = 0; i < count && this.#open; i++) {
       const at = i * this.#stride;
@@ -297,7 +340,6 @@ export class EventLoop {
         this.#work.failed(error);
       }
     }
-    return count;
   }
 
   #fireTimers(): void {

@@ -289,6 +289,57 @@ Deno.test("EventLoop goes on when a handler, a timer or its work throws", () => 
   });
 });
 
+Deno.test("EventLoop looks for answers before it sleeps while two sides take turns", () => {
+  // Each look at the clock is 1 us, so that time passes only where the loop looks at it.
+  let clock = 0;
+  let looks = 0;
+  let onLook = (): void => {};
+  const loop = new EventLoop(() => {
+    looks++;
+    onLook();
+    return clock += 0.001;
+  }, 0.05);
+  const events = [createEventFd(), createEventFd()];
+  const signals = events.map(signalOf);
+  const heard: number[] = [];
+  for (const side of [0, 1] as const) {
+    loop.register(events[side]!, EPOLLIN | EPOLLET, {
+      onEvents: () => heard.push(side),
+    }, side);
+  }
+  loop.turn(0); // what is there already counts as a change
+  heard.length = 0;
+  const turn = (side: number): number => {
+    raiseSignal(signals[side]!);
+    looks = 0;
+    loop.turn(15_000);
+    return looks;
+  };
+  const few = turn(0);
+  for (let i = 1; i < 8; i++) turn(i % 2);
+  // An answer that comes while it looks: it is there at once, without a sleep.
+  looks = 0;
+  onLook = () => {
+    if (looks === 20) raiseSignal(signals[0]!);
+  };
+  loop.turn(15_000);
+  assertEquals(looks > 20 && looks < 25, true, `${looks}`);
+  onLook = () => {};
+  assertEquals(heard, [0, 1, 0, 1, 0, 1, 0, 1, 0]);
+  // Nobody answers: it looks for the length of its window, then sleeps, and sleeps at once the next time.
+  looks = 0;
+  assertEquals(loop.turn(20), 0);
+  assertEquals(looks > 40, true, `${looks}`);
+  looks = 0;
+  assertEquals(loop.turn(20), 0);
+  assertEquals(looks, few);
+  for (const fd of events) {
+    loop.unregister(fd);
+    closeFd(fd);
+  }
+  loop.close();
+});
+
 // The last one: its thread keeps a descriptor for a moment after its end.
 Deno.test("EventLoop is woken by a write to an eventfd from another thread", async () => {
   const loop = new EventLoop();

@@ -161,7 +161,7 @@ export class FdPorts implements SessionPorts {
     if (fd < 0) return;
     const kick = new Kick(fd, index, this.#events);
     try {
-      this.#loop.register(fd, EPOLLIN | EPOLLET, kick);
+      this.#loop.register(fd, EPOLLIN | EPOLLET, kick, 1);
     } catch (error) {
       closeFd(fd);
       if (!(error instanceof SystemError)) throw error;

@@ -378,7 +378,9 @@ export class UnixBackend implements HostSide, EndOwner {
   }
 
   #acceptSome(listener: number, kind: SocketKind): void {
-    for (let i = 0; i < MAX_ACCEPTS; i++) {
+    // One that comes alone is not followed by a look for another one: the listener is level-triggered.
+    const most = this.#clients.size > 0 ? MAX_ACCEPTS : 1;
+    for (let i = 0; i < most; i++) {
       if (this.#clients.size >= MAX_PENDING_CLIENTS) return this.#accept(false);
       const fd = acceptFrom(listener);
       if (fd < 0) {

@@ -19,7 +19,11 @@ import {
   CheckedSource,
 } from "../../props/guest/checked_stream.ts";
 import type { GuestConnection } from "../../props/guest/guest_connection.ts";
-import { VhostUserFrontEnd } from "../../props/guest/vhost_user_front_end.ts";
+import { FrontEndError } from "../../props/guest/vhost_user_channel.ts";
+import {
+  type FrontEndOptions,
+  VhostUserFrontEnd,
+} from "../../props/guest/vhost_user_front_end.ts";
 import { SHUTDOWN_SEND } from "../../props/guest/vsock_header.ts";
 import { VIRTIO_F_RING_PACKED } from "../../ring/virtio_ring.ts";
 import type { RingFormat } from "../../ring/queue.ts";
@@ -53,16 +57,20 @@ const PATIENCE_MS = 15_000;
 const SCENARIOS: Readonly<Record<string, Scenario>> = {
   "a host port without a listener is refused": async (front) => {
     const near = front.driver.connect(NOBODY);
-    await front.until(() => near.state === "closed", PATIENCE_MS);
+    await wait(front, "an RST", () => near.state === "closed");
     if (near.closeReason !== "refused") {
       throw new Error(`the connection ends by ${near.closeReason}`);
     }
   },
-  "1 MiB to the host and back, with a half-close": async (front, backEnd) => {
-    await throughHost(front, backEnd, () => {});
+  "1 MiB to the host and back": async (front, backEnd) => {
+    await throughHost(front, backEnd, {});
   },
   "the same, with stop and cont in the middle": async (front, backEnd) => {
-    await throughHost(front, backEnd, () => front.cont(front.stop()));
+    const midway = () => front.cont(front.stop());
+    await throughHost(front, backEnd, { midway });
+  },
+  "the same, ended by a half-close": async (front, backEnd) => {
+    await throughHost(front, backEnd, { halfClose: true });
   },
   "a host program connects to the guest": async (front, { udsPath }) => {
     const listener = front.driver.listen(GUEST_PORT);
@@ -71,50 +79,58 @@ const SCENARIOS: Readonly<Record<string, Scenario>> = {
     const line = new Uint8Array(64);
     const answer = far.read(line);
     let near: GuestConnection | null = null;
-    await front.until(() => (near ??= listener.accept()) !== null, PATIENCE_MS);
+    await wait(
+      front,
+      "a REQUEST",
+      () => (near ??= listener.accept()) !== null,
+    );
     let length: number | null = 0;
     answer.then((count) => length = count);
-    await front.until(() => length !== 0, PATIENCE_MS);
+    await wait(front, "the line of the host program", () => length !== 0);
     const text = new TextDecoder().decode(line.subarray(0, length ?? 0));
     if (!/^OK \d+\n$/.test(text)) {
       throw new Error(`the host program reads ${JSON.stringify(text)}`);
     }
     near!.close();
-    await front.until(() => near!.state === "closed", PATIENCE_MS);
+    await wait(front, "the end", () => near!.state === "closed");
     listener.close();
   },
 };
 
-/** Sends a stream to a host program that sends it back, and closes; `midway` is called in the middle. */
+/**
+ * Sends a stream to a host program that sends it back, and closes; `midway` is called in the middle. With `halfClose`
+ * the guest ends its own direction first, and waits for the end of the other one.
+ */
 async function throughHost(
   front: VhostUserFrontEnd,
   { udsPath }: BackEnd,
-  midway: () => void,
+  { midway, halfClose = false }: { midway?: () => void; halfClose?: boolean },
 ): Promise<void> {
   const path = `${udsPath}_${HOST_PORT}`;
   using listener = Deno.listen({ transport: "unix", path });
   const echo = listener.accept().then((far) =>
     far.readable.pipeTo(far.writable)
   );
-  echo.catch(() => {});
+  let ended = false;
+  echo.finally(() => ended = true).catch(() => {});
   try {
     const near = front.driver.connect(HOST_PORT);
-    await front.until(() => near.state !== "connecting", PATIENCE_MS);
+    await wait(front, "a RESPONSE", () => near.state !== "connecting");
     if (near.state !== "connected") {
       throw new Error(`the connection ends by ${near.closeReason}`);
     }
     const source = new CheckedSource(1, BYTES);
     const sink = new CheckedSink(1, BYTES);
-    let due = true;
-    await front.until(() => {
+    let due = midway !== undefined;
+    await wait(front, "all bytes back", () => {
       source.pump((bytes) => near.send(bytes));
       sink.pump((target) => near.read(target));
       if (due && sink.received >= BYTES / 2) {
         due = false;
-        midway();
+        midway?.();
       }
       return sink.done || sink.wrongAt >= 0 || near.state === "closed";
-    }, PATIENCE_MS);
+    });
     if (!sink.done) {
       throw new Error(
         `${sink.received} of ${BYTES} bytes came back, ${
@@ -122,14 +138,48 @@ async function throughHost(
         }`,
       );
     }
-    // The host program reads the end of file, and closes in turn.
-    near.shutdown(SHUTDOWN_SEND);
-    await front.until(() => near.atEnd, PATIENCE_MS);
+    if (halfClose) {
+      // The host program reads the end of file, and closes in turn.
+      near.shutdown(SHUTDOWN_SEND);
+      await wait(front, "the end of file", () => near.atEnd);
+    }
     near.close();
-    await front.until(() => near.state === "closed", PATIENCE_MS);
-    await echo;
+    await wait(front, "the end", () => near.state === "closed");
+    await wait(front, "the host program's end of file", () => ended);
   } finally {
     Deno.removeSync(path);
+  }
+}
+
+/** Carries interrupts until `done()`. */
+async function wait(
+  front: VhostUserFrontEnd,
+  what: string,
+  done: () => boolean,
+): Promise<void> {
+  const end = performance.now() + PATIENCE_MS;
+  let is = false;
+  await front.until(
+    () => (is = done()) || performance.now() > end,
+    2 * PATIENCE_MS,
+  );
+  if (!is) throw new Error(`${what} does not come within ${PATIENCE_MS} ms`);
+}
+
+/** Connects; a back-end may take a moment after the front-end before. */
+async function connect(
+  options: FrontEndOptions,
+): Promise<VhostUserFrontEnd> {
+  const end = performance.now() + PATIENCE_MS;
+  for (;;) {
+    try {
+      return new VhostUserFrontEnd(options);
+    } catch (error) {
+      if (!(error instanceof FrontEndError) || performance.now() > end) {
+        throw error;
+      }
+    }
+    await new Promise((resolve) => setTimeout(resolve, 100));
   }
 }
 
@@ -137,11 +187,11 @@ async function throughHost(
 export async function judgeBackEnd(backEnd: BackEnd): Promise<Result[]> {
   const results: Result[] = [];
   for (const ring of ["split", "packed"] as const) {
-    if (ring === "packed" && !offersPacked(backEnd)) break;
+    if (ring === "packed" && !await offersPacked(backEnd)) break;
     for (const [name, scenario] of Object.entries(SCENARIOS)) {
       const wrong: string[] = [];
       try {
-        using front = new VhostUserFrontEnd({
+        using front = await connect({
           socketPath: backEnd.socketPath,
           ring,
           driver: { strict: false },
@@ -161,8 +211,8 @@ export async function judgeBackEnd(backEnd: BackEnd): Promise<Result[]> {
   return results;
 }
 
-function offersPacked({ socketPath }: BackEnd): boolean {
-  using front = new VhostUserFrontEnd({ socketPath });
+async function offersPacked({ socketPath }: BackEnd): Promise<boolean> {
+  using front = await connect({ socketPath });
   return (front.offeredFeatures >> BigInt(VIRTIO_F_RING_PACKED) & 1n) === 1n;
 }
 

@@ -23,25 +23,15 @@ async function judge(options: Partial<DeviceOptions>): Promise<Result[]> {
 
 Deno.test("examples/oracle/front_end.ts: nothing is wrong with Ringside's device", async () => {
   const results = await judge({});
-  assertEquals(
-    results.map(({ ring }) => ring),
-    [
-      "split",
-      "split",
-      "split",
-      "split",
-      "packed",
-      "packed",
-      "packed",
-      "packed",
-    ],
-  );
+  const rings = results.map(({ ring }) => ring);
+  assertEquals(rings.filter((ring) => ring === "split").length, 5);
+  assertEquals(rings.filter((ring) => ring === "packed").length, 5);
   for (const { name, wrong } of results) assertEquals(wrong, [], name);
 });
 
 Deno.test("examples/oracle/front_end.ts tells which scenario fails, and drives split rings alone where no others are offered", async () => {
   const results = await judge({ ring: "split", allowedHostPorts: [1] });
-  assertEquals(results.map(({ wrong }) => wrong.length), [0, 1, 1, 0]);
+  assertEquals(results.map(({ wrong }) => wrong.length), [0, 1, 1, 1, 0]);
   const [, first] = results;
   assert(first !== undefined);
   assertStringIncludes(first.wrong[0]!, "the connection ends by refused");

@@ -8,7 +8,13 @@
 export class Stopped extends Error {}
 
 const ARRAYS = ["Uint8Array", "Uint16Array", "Uint32Array"] as const;
+/** As it is outside of `during()`. */
+const RealDataView = DataView;
 type Global = Record<string, unknown>;
+
+function isSetter(key: string | symbol): boolean {
+  return typeof key === "string" && key.startsWith("set");
+}
 
 function isIndex(key: string): boolean {
   const first = key.charCodeAt(0);
@@ -23,6 +29,10 @@ export class StoreWatch {
   stores = 0;
   /** After how many further stores {@link Stopped} is thrown. */
   left: number = Infinity;
+  /** Called after each store. */
+  onStore: () => void = () => {};
+  /** Stores by `DataView` are seen, too. */
+  dataViews = false;
   readonly #buffers: ReadonlySet<unknown>;
   readonly #real: WeakMap<object, object> = new WeakMap();
 
@@ -34,8 +44,9 @@ export class StoreWatch {
   /** Runs a piece of a device, which has made all its arrays in such pieces. */
   during<T>(body: () => T): T {
     const world = globalThis as unknown as Global;
-    const saved = ARRAYS.map((name) => world[name]);
-    for (const name of ARRAYS) {
+    const names = this.dataViews ? [...ARRAYS, "DataView"] : ARRAYS;
+    const saved = names.map((name) => world[name]);
+    for (const name of names) {
       world[name] = new Proxy(world[name] as new () => object, {
         construct: (target, args) => {
           const array = Reflect.construct(target, args) as object;
@@ -60,7 +71,7 @@ export class StoreWatch {
     try {
       return body();
     } finally {
-      for (const [i, name] of ARRAYS.entries()) world[name] = saved[i];
+      for (const [i, name] of names.entries()) world[name] = saved[i];
       atomics.load = load;
       atomics.store = store;
     }
@@ -68,6 +79,7 @@ export class StoreWatch {
 
   #stored(): void {
     this.stores++;
+    this.onStore();
     if (--this.left <= 0) {
       this.left = Infinity;
       throw new Stopped();
@@ -79,7 +91,14 @@ export class StoreWatch {
       get: (target, key) => {
         const value = Reflect.get(target, key, target) as unknown;
         if (typeof key === "string" && isIndex(key)) this.loads++;
-        return typeof value === "function" ? value.bind(target) : value;
+        if (typeof value !== "function") return value;
+        if (!(target instanceof RealDataView) || !isSetter(key)) {
+          return value.bind(target);
+        }
+        return (...args: unknown[]) => {
+          value.apply(target, args);
+          this.#stored();
+        };
       },
       set: (target, key, value) => {
         Reflect.set(target, key, value, target);

@@ -11,6 +11,7 @@ import { type Bug, BUGS } from "./toy_device.ts";
 const NAMES: Readonly<Record<Bug, string>> = {
   "used-length": "USED_LEN_TOO_LARGE",
   "twice": "USED_IDX_JUMP",
+  "index-first": "store-order",
   "last-id": "exactly-once",
   "no-wrap": "exactly-once",
   "no-first": "bytes",

@@ -13,6 +13,7 @@ const NAMES: Readonly<Record<Bug, string>> = {
   "self-next": "DESCRIPTOR_LOOP",
   "writable-first": "READABLE_AFTER_WRITABLE",
   "early-index": "exactly-once",
+  "index-first": "store-order",
   "index-mod-size": "progress",
   "reuse": "exactly-once",
   "kick-if-equal": "progress",

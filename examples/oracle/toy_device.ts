@@ -13,6 +13,7 @@ const F_WRITE = 2;
 export const BUGS = {
   "used-length": "counts the bytes that it read in used.len",
   "twice": "tells of a buffer twice when it tells of several",
+  "index-first": "stores used.idx before the entry",
   "last-id": "names a buffer by its last descriptor, not by its head",
   "no-wrap": "compares avail.idx by <, which fails when it wraps",
   "no-first": "takes the descriptor behind the head as the first one",
@@ -127,8 +128,9 @@ export class ToyDevice implements DeviceUnderTest {
 
   #use(token: number, length: number): void {
     const at = 4 + 8 * (this.#usedIdx % this.#size);
+    this.#usedIdx = (this.#usedIdx + 1) & 0xffff;
+    if (this.#bug === "index-first") this.publish();
     this.#used.setUint32(at, token, true);
     this.#used.setUint32(at + 4, length, true);
-    this.#usedIdx = (this.#usedIdx + 1) & 0xffff;
   }
 }

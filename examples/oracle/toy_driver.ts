@@ -14,7 +14,8 @@ export const BUGS = {
   "no-next": "forgets VIRTQ_DESC_F_NEXT, so that a buffer is cut off",
   "self-next": "lets a descriptor's `next` name the descriptor itself",
   "writable-first": "puts writable segments before readable ones",
-  "early-index": "stores avail.idx before the entry, in add()",
+  "early-index": "stores avail.idx in add(), and not only in publish()",
+  "index-first": "stores avail.idx before the entry, in publish()",
   "index-mod-size": "stores avail.idx modulo the queue's size",
   "reuse": "takes descriptors in ring order, also those still in flight",
   "kick-if-equal": "kicks only if avail_event is the last entry published",
@@ -36,8 +37,9 @@ export class ToyDriver implements DriverUnderTest {
   /** Descriptors of each buffer in flight, by its head. */
   readonly #chains: Map<number, number[]> = new Map();
   #turn = 0;
-  /** Behind the last entry; behind what is published; behind what a kick was decided on. */
-  #availIdx = 0;
+  /** Heads that were added and not published. */
+  readonly #heads: number[] = [];
+  /** Behind what is published; behind what a kick was decided on. */
   #published = 0;
   #decided = 0;
   #lastUsed = 0;
@@ -76,15 +78,21 @@ export class ToyDriver implements DriverUnderTest {
       this.#table.setUint16(at + 14, last ? 0 : next!, true);
     }
     const head = chain[0]!;
-    const entry = this.#availIdx % this.#size;
-    this.#availIdx = (this.#availIdx + 1) & 0xffff;
-    if (this.#bug === "early-index") this.#storeIndex();
-    this.#avail.setUint16(4 + 2 * entry, head, true);
+    this.#heads.push(head);
     this.#chains.set(head, chain);
+    if (this.#bug === "early-index") this.publish();
     return head;
   }
 
   publish(): void {
+    const heads = this.#heads.splice(0);
+    const before = this.#published;
+    this.#published = (before + heads.length) & 0xffff;
+    if (this.#bug === "index-first") this.#storeIndex();
+    for (const [i, head] of heads.entries()) {
+      const entry = (before + i) % this.#size;
+      this.#avail.setUint16(4 + 2 * entry, head, true);
+    }
     this.#storeIndex();
   }
 
@@ -127,10 +135,9 @@ export class ToyDriver implements DriverUnderTest {
   }
 
   #storeIndex(): void {
-    this.#published = this.#availIdx;
     const idx = this.#bug === "index-mod-size"
-      ? this.#availIdx % this.#size
-      : this.#availIdx;
+      ? this.#published % this.#size
+      : this.#published;
     this.#avail.setUint16(2, idx, true);
   }
 

@@ -143,7 +143,7 @@ const FIXED: Readonly<Record<string, string>> = {
     "heads batchLast batchLength tables tablesAddress tableEntries",
   SplitDevice: "config eventIdx indirect maxIndirect inOrder strong mask " +
     "memory table availRing usedRing usedEntries region windowHigh " +
-    "windowStart windowEnd windowOffset regionWords unaligned pushed chain",
+    "windowStart windowSize windowOffset regionWords unaligned pushed chain",
   PackedDriver: "size eventIdx strong inOrder u16 u32 driverEvent " +
     "deviceEvent tables tablesAddress entries ready added oldest batchLast " +
     "batchLength",

@@ -12,6 +12,8 @@ const F_INDIRECT = 4;
 /** Addresses are Numbers: the high word of one below 2^53 is below this. */
 const ADDRESS_HIGH_LIMIT = 0x200000;
 const TWO_32 = 4294967296;
+/** Low words that a window may have: not all, so that their number is a word, too. */
+const WINDOW_END = TWO_32 - 16;
 
 /**
  * Reads the descriptors of buffers in a packed ring into chains.
@@ -34,9 +36,9 @@ export class PackedWalker {
   windowHigh = 0;
   /** First low word in it. */
   windowStart = 0;
-  /** Low word where it ends. */
-  windowEnd = 0;
-  /** What makes a low word an offset in the region. */
+  /** Its bytes. */
+  windowSize = 0;
+  /** Where it begins in the region. */
   windowOffset = 0;
 
   /** Reads the ring of `size` descriptors at `u32`, and buffers and tables in `memory`. */
@@ -75,8 +77,8 @@ export class PackedWalker {
     const u32 = this.#u32;
     const region = this.region;
     const windowHigh = this.windowHigh;
-    const windowStart = this.windowStart;
-    const windowEnd = this.windowEnd;
+    const windowStart = this.windowStart | 0;
+    const windowSize = this.windowSize >>> 0;
     const windowOffset = this.windowOffset;
     const regions = chain.region;
     const offsets = chain.offset;
@@ -95,9 +97,11 @@ export class PackedWalker {
       const high = u32[at + 1]!;
       const length = u32[at + 2]!;
       const flags = u32[at + 3]! >>> 16;
+      const offset = ((low | 0) - windowStart) >>> 0;
       if (
-        high !== windowHigh || low < windowStart ||
-        low > windowEnd - length || length === 0 || (flags & F_INDIRECT) !== 0
+        high !== windowHigh || offset >= windowSize ||
+        ((length - 1) >>> 0) >= ((windowSize - offset) >>> 0) ||
+        (flags & F_INDIRECT) !== 0
       ) {
         return 0;
       }
@@ -109,7 +113,7 @@ export class PackedWalker {
         readableBytes += length;
       }
       regions[count] = region;
-      offsets[count] = low + windowOffset;
+      offsets[count] = windowOffset === 0 ? offset : offset + windowOffset;
       lengths[count] = length;
       count++;
       if ((flags & F_NEXT) === 0) break;
@@ -130,8 +134,8 @@ export class PackedWalker {
     const u32 = this.#u32;
     const region = this.region;
     const windowHigh = this.windowHigh;
-    const windowStart = this.windowStart;
-    const windowEnd = this.windowEnd;
+    const windowStart = this.windowStart | 0;
+    const windowSize = this.windowSize >>> 0;
     const windowOffset = this.windowOffset;
     const regions = chain.region;
     const offsets = chain.offset;
@@ -140,12 +144,14 @@ export class PackedWalker {
     const tableHigh = u32[first * 4 + 1]!;
     const bytes = u32[first * 4 + 2]!;
     const tableFlags = u32[first * 4 + 3]! >>> 16;
-    const base = tableLow + windowOffset;
+    const tableOffset = ((tableLow | 0) - windowStart) >>> 0;
+    const base = tableOffset + windowOffset;
     if (
       !this.#indirect ||
       (tableFlags & (F_INDIRECT | F_NEXT)) !== F_INDIRECT ||
-      tableHigh !== windowHigh || tableLow < windowStart ||
-      tableLow > windowEnd - bytes || bytes === 0 || (bytes & 15) !== 0 ||
+      tableHigh !== windowHigh || tableOffset >= windowSize ||
+      ((bytes - 1) >>> 0) >= ((windowSize - tableOffset) >>> 0) ||
+      (bytes & 15) !== 0 ||
       (base & 3) !== 0 || bytes > regions.length * 16 ||
       bytes > this.#tableBytes
     ) {
@@ -162,9 +168,10 @@ export class PackedWalker {
       const high = words[at + 1]!;
       const length = words[at + 2]!;
       const flags = words[at + 3]! >>> 16;
+      const offset = ((low | 0) - windowStart) >>> 0;
       if (
-        high !== windowHigh || low < windowStart ||
-        low > windowEnd - length || length === 0
+        high !== windowHigh || offset >= windowSize ||
+        ((length - 1) >>> 0) >= ((windowSize - offset) >>> 0)
       ) {
         return 0;
       }
@@ -177,7 +184,7 @@ export class PackedWalker {
         readableBytes += length;
       }
       regions[i] = region;
-      offsets[i] = low + windowOffset;
+      offsets[i] = windowOffset === 0 ? offset : offset + windowOffset;
       lengths[i] = length;
       at += 4;
     }
@@ -246,9 +253,10 @@ export class PackedWalker {
     const base = high * TWO_32;
     this.region = region;
     this.windowHigh = high;
-    this.windowStart = Math.max(guestAddress - base, 0);
-    this.windowEnd = Math.min(guestAddress + size - base, TWO_32);
-    this.windowOffset = base - guestAddress;
+    const start = Math.max(guestAddress - base, 0);
+    this.windowStart = start;
+    this.windowSize = Math.min(guestAddress + size - base, WINDOW_END) - start;
+    this.windowOffset = base - guestAddress + start;
   }
 
   // Appends the entries of an indirect table (2.8.7); returns what is wrong, or null.

@@ -4,13 +4,13 @@ import {
   assertStrictEquals,
   assertThrows,
 } from "@std/assert";
-import { PAIR_DATA, PAIR_RING, TestPair } from "./_test_pair.ts";
+import { newDevice, PAIR_DATA, PAIR_RING, TestPair } from "./_test_pair.ts";
 import { Chain } from "./chain.ts";
 import { ChainBatch } from "./chain_batch.ts";
 import { RingError } from "./errors.ts";
 import { GuestMemory } from "./memory.ts";
 import { PackedDevice } from "./packed_device.ts";
-import type { QueueState, RingFormat } from "./queue.ts";
+import { BufferList, type QueueState, type RingFormat } from "./queue.ts";
 import { SplitDevice } from "./split_device.ts";
 
 type Device = SplitDevice | PackedDevice;
@@ -369,6 +369,57 @@ for (const format of ["split", "packed"] as const) {
     assertEquals(device.popBatch(batch), 1);
     assertEquals(device.popBatch(batch), 0);
     assertEquals(device.inFlight, 7);
+  });
+
+  Deno.test(`popBatch() finds segments on both sides of 4 GiB, up to the ends of their region, ${format}`, () => {
+    const pair = new TestPair(format, 16, { strongOrdering: true });
+    const low = 2 ** 32 - 0x1000;
+    const memory = new GuestMemory([
+      { guestAddress: 0, size: pair.bytes.length, buffer: pair.bytes.buffer },
+      { guestAddress: low, size: 0x2000, buffer: new ArrayBuffer(0x2000) },
+    ]);
+    const device = newDevice(memory, pair.config, format) as Device;
+    const batch = new ChainBatch(memory);
+    // Offsets in the high region, and bytes; -1 and less lies before it.
+    const places = [
+      [0, 16],
+      [0xff0, 15],
+      [0xff0, 16],
+      [0xfff, 2],
+      [0x1000, 0x1000],
+      [0x1fff, 1],
+      [0x1fff, 2],
+      [0xff8, 16],
+      [0x1000, 16],
+      [0, 0x2000],
+      [0, 0x2001],
+      [0x2000, 1],
+      [-1, 1],
+    ];
+    // Twice, so that the device comes to each place from others.
+    for (const order of [places, places.toReversed()]) {
+      for (const [offset, length] of order) {
+        pair.driver.add(
+          new BufferList(1).addWritable(low + offset!, length!),
+        );
+      }
+      pair.driver.publish();
+      assertEquals(device.popBatch(batch), places.length);
+      order.forEach(([offset, length], i) => {
+        const inside = offset! >= 0 && offset! + length! <= 0x2000;
+        const text = wordsOfBatch(batch, i).replace(/^\d+ /, "");
+        assertEquals(
+          text,
+          inside
+            ? `0/1 0+${length} 1:${offset}+${length}`
+            : "0/0 0+0 BAD_ADDRESS",
+          `${length} bytes at ${offset}`,
+        );
+      });
+      device.pushBatch(batch);
+      device.publish();
+      while (pair.driver.reclaim() >= 0);
+    }
   });
 }
 

@@ -261,14 +261,17 @@ export class PackedDevice implements BatchDeviceQueue {
   // Fetches buffers of which #scan() has seen the flags, like pop() and PackedWalker.walk() do, with the columns
   // of a batch: all locals are loaded once a batch. Stops at the first one that asks for more.
   #popRun(batch: ChainBatch, room: number): void {
+    const begun = batch.count | 0;
+    const end = room | 0;
+    if (begun >= end) return;
     const u32 = this.#u32;
-    const size = this.#size;
+    const size = this.#size | 0;
     const book = this.#book;
     const walker = this.#walker;
-    const region = walker.region;
-    const windowHigh = walker.windowHigh;
-    const windowStart = walker.windowStart;
-    const windowEnd = walker.windowEnd;
+    const region = walker.region | 0;
+    const windowHigh = walker.windowHigh | 0;
+    const windowStart = walker.windowStart | 0;
+    const windowSize = walker.windowSize >>> 0;
     const windowOffset = walker.windowOffset;
     const tokens = batch.token;
     const firsts = batch.first;
@@ -279,83 +282,90 @@ export class PackedDevice implements BatchDeviceQueue {
     const regions = batch.region;
     const offsets = batch.offset;
     const lengths = batch.length;
-    const capacity = regions.length;
-    const begun = batch.count;
-    let avail = this.#avail;
-    let bits = this.#availBits;
-    let free = size - this.#outstanding;
-    let ready = this.#ready;
+    let segment = firsts[begun]! | 0;
+    // A segment is a descriptor here: how far those go that were seen, and those that there is room for.
+    const start = segment;
+    const seen = (start + this.#ready) | 0;
+    const free = (start + size - this.#outstanding) | 0;
+    const most = Math.min(free, regions.length) | 0;
+    // V8 looks at each array's kind, length and address here, not once a buffer: see SplitDevice.
+    u32[0];
+    book[0];
+    tokens[0];
+    firstWritable[0];
+    readableOf[0];
+    writableOf[0];
+    written[0];
+    regions[0];
+    offsets[0];
+    lengths[0];
+    let avail = this.#avail | 0;
+    let bits = this.#availBits << 16;
     let i = begun;
-    let segment = firsts[i]!;
-    run: while (i < room && ready > 0) {
+    run: while (i < end && segment < seen) {
       const begin = segment;
-      const most = begin + free;
+      let into = begin;
       let slot = avail;
       let readable = begin;
       let readableBytes = 0;
       let writableBytes = 0;
-      let word = u32[slot * 4 + 3]!;
-      if ((word >>> 16 & F_AVAIL_USED) !== bits) break;
-      for (let more = true; more;) {
+      let word = F_NEXT << 16;
+      while ((word & (F_NEXT << 16)) !== 0) {
         const at = slot * 4;
+        word = u32[at + 3]! | 0;
+        if (into === begin && (word & (F_AVAIL_USED << 16)) !== bits) break run;
         const low = u32[at]!;
         const high = u32[at + 1]!;
         const length = u32[at + 2]!;
-        const flags = word >>> 16;
+        const offset = ((low | 0) - windowStart) >>> 0;
         if (
-          high !== windowHigh || low < windowStart ||
-          low > windowEnd - length || length === 0 ||
-          (flags & F_INDIRECT) !== 0 || segment === capacity ||
-          segment === most
+          (high | 0) !== windowHigh || offset >= windowSize ||
+          ((length - 1) >>> 0) >= ((windowSize - offset) >>> 0) ||
+          (word & (F_INDIRECT << 16)) !== 0 || into >= most
         ) {
           break run;
         }
-        if ((flags & F_WRITE) !== 0) {
+        if ((word & (F_WRITE << 16)) !== 0) {
           writableBytes += length;
         } else {
-          if (readable !== segment) break run;
-          readable++;
+          if (readable !== into) break run;
+          readable = (readable + 1) | 0;
           readableBytes += length;
         }
-        regions[segment] = region;
-        offsets[segment] = low + windowOffset;
-        lengths[segment] = length;
-        segment++;
-        slot++;
+        regions[into] = region;
+        offsets[into] = windowOffset === 0 ? offset : offset + windowOffset;
+        lengths[into] = length;
+        into = (into + 1) | 0;
+        slot = (slot + 1) | 0;
         if (slot === size) slot = 0;
-        more = (flags & F_NEXT) !== 0;
-        if (more) word = u32[slot * 4 + 3]!;
       }
       // The id counts in the last descriptor only (2.8.6).
       const id = word & 0xffff;
       const row = id * 4;
       // An id beyond the table reads undefined.
-      if (book[row + SLOTS] !== 0) break;
-      const slots = segment - begin;
-      book[row + SLOTS] = slots;
+      if (book[row + SLOTS] !== 0 || writableBytes > LENGTH_LIMIT) break;
+      book[row + SLOTS] = into - begin;
       book[row + START] = avail;
-      book[row + LIMIT] = writableBytes < LENGTH_LIMIT
-        ? writableBytes
-        : LENGTH_LIMIT;
+      book[row + LIMIT] = writableBytes;
       book[avail * 4 + OWNER] = id + 1;
       tokens[i] = id;
       firstWritable[i] = readable;
       readableOf[i] = readableBytes;
       writableOf[i] = writableBytes;
       written[i] = 0;
-      firsts[++i] = segment;
-      if (slot <= avail) bits ^= F_AVAIL_USED;
+      i = (i + 1) | 0;
+      firsts[i] = into;
+      segment = into;
+      if (slot <= avail) bits ^= F_AVAIL_USED << 16;
       avail = slot;
-      free -= slots;
-      ready -= slots;
     }
     batch.count = i;
     batch.memory = this.#memory;
     this.#avail = avail;
-    this.#availBits = bits;
-    this.#outstanding = size - free;
+    this.#availBits = bits >>> 16;
+    this.#outstanding += segment - start;
     this.#inFlight += i - begun;
-    this.#ready = ready > 0 ? ready : 0;
+    this.#ready = seen > segment ? seen - segment : 0;
   }
 
   /**

@@ -296,71 +296,59 @@ export class PackedDriver implements BatchDriverQueue {
       tokens[i++] = token;
     }
     const u32 = this.#u32;
-    const size = this.#size;
+    const size = this.#size | 0;
     const ids = this.#ids;
     const slotsOf = this.#slots;
     const roomOf = this.#room;
     const batchOf = this.#batchOf;
     const batch = this.#batch;
-    const before = this.#free;
-    let slot = this.#next;
-    let available = this.#nextBits;
+    const before = this.#free | 0;
+    // Where the stack of free ids would end if the first buffer came at 0.
+    const top = (size - 1 - this.#inFlight + i) | 0;
+    const begun = i;
+    // V8 looks at each array's kind, length and address here, not once a buffer: see SplitDevice.
+    u32[0];
+    ids[0];
+    slotsOf[0];
+    roomOf[0];
+    batchOf[0];
+    tokens[0];
+    let slot = this.#next | 0;
+    let bits = this.#nextBits << 16;
     let free = before;
-    let inFlight = this.#inFlight;
     while (i < end) {
       const list = lists[i]!;
-      const count = list.count;
-      if (count === 0 || count > free) break;
-      const id = ids[size - 1 - inFlight]!;
-      const readable = list.readable;
-      const address = list.address;
-      const length = list.length;
-      const last = count - 1;
-      const first = slot;
-      const firstAvailable = available;
-      let firstFlags = 0;
-      let total = 0;
-      let room = 0;
-      for (let j = 0; j < count; j++) {
-        const start = address[j]!;
-        const bytes = length[j]!;
+      const count = list.count | 0;
+      if (count === 0 || count > free || list.bytes > TWO_32) break;
+      const id = ids[top - i]!;
+      const words = list.words;
+      const end = count * 4;
+      for (let from = 0; from < end; from += 4) {
         const at = slot * 4;
-        let flags = j === last ? available : available | F_NEXT;
-        if (j >= readable) {
-          flags |= F_WRITE;
-          room += bytes;
-        }
-        total += bytes;
-        u32[at] = start;
-        u32[at + 1] = start < TWO_32 ? 0 : start / TWO_32;
-        u32[at + 2] = bytes;
-        // The device can't pass the batch's first descriptor, so the order does not matter.
-        if (j === 0) firstFlags = flags;
-        else u32[at + 3] = id | flags << 16;
-        slot++;
+        u32[at] = words[from]!;
+        u32[at + 1] = words[from + 1]!;
+        u32[at + 2] = words[from + 2]!;
+        // In any order, since the device can't pass the batch's first descriptor.
+        const flags = id | words[from + 3]! << 16 | bits;
+        u32[at + 3] = from + 4 < end ? flags | F_NEXT << 16 : flags;
+        slot = (slot + 1) | 0;
         if (slot === size) {
           slot = 0;
-          available ^= F_AVAIL_USED;
+          bits ^= F_AVAIL_USED << 16;
         }
       }
-      if (total > TWO_32) {
-        slot = first;
-        available = firstAvailable;
-        break;
-      }
-      u32[first * 4 + 3] = id | firstFlags << 16;
-      free -= count;
-      inFlight++;
+      free = (free - count) | 0;
       slotsOf[id] = count;
-      roomOf[id] = room;
+      roomOf[id] = list.writableBytes;
       batchOf[id] = batch;
-      tokens[i++] = id;
+      tokens[i] = id;
+      i = (i + 1) | 0;
     }
     this.#next = slot;
-    this.#nextBits = available;
+    this.#nextBits = bits >>> 16;
     this.#stagedSlots += before - free;
     this.#free = free;
-    this.#inFlight = inFlight;
+    this.#inFlight += i - begun;
     return i;
   }
 

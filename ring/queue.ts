@@ -1,6 +1,9 @@
 import type { Chain } from "./chain.ts";
 import type { ChainBatch } from "./chain_batch.ts";
 import type { GuestMemory } from "./memory.ts";
+import { VIRTQ_DESC_F_WRITE } from "./virtio_ring.ts";
+
+const TWO_32 = 0x100000000;
 
 /** How a virtqueue is laid out in memory. */
 export type RingFormat = "split" | "packed";
@@ -186,7 +189,11 @@ export interface BatchDeviceQueue extends DeviceQueue {
   pushBatch(batch: ChainBatch): void;
 }
 
-/** Segments of a buffer that a driver offers: reusable columns, readable ones first. */
+/**
+ * Segments of a buffer that a driver offers: reusable columns, readable ones first.
+ *
+ * They are to be read only: what a queue puts into its descriptors is made by `addReadable()` and `addWritable()`.
+ */
 export class BufferList {
   /** Segments in all. */
   count = 0;
@@ -196,17 +203,26 @@ export class BufferList {
   address: Float64Array;
   /** Bytes, by segment. */
   length: Uint32Array;
+  /** Bytes in all. */
+  bytes = 0;
+  /** Bytes that the device may write. */
+  writableBytes = 0;
+  /** Four words a segment, as a descriptor has them: address, low word first, length, VIRTQ_DESC_F_WRITE or 0. */
+  words: Uint32Array;
 
   /** Makes an empty list with room for `capacity` segments. */
   constructor(capacity = 32) {
     this.address = new Float64Array(capacity);
     this.length = new Uint32Array(capacity);
+    this.words = new Uint32Array(capacity * 4);
   }
 
   /** Forgets the segments; returns itself. */
   clear(): this {
     this.count = 0;
     this.readable = 0;
+    this.bytes = 0;
+    this.writableBytes = 0;
     return this;
   }
 
@@ -221,24 +237,31 @@ export class BufferList {
         "Cannot add a readable segment: a writable one comes before it",
       );
     }
-    this.#add(address, length);
+    this.#add(address, length, 0);
     this.readable = this.count;
     return this;
   }
 
   /** Appends a segment that the device writes; returns itself. */
   addWritable(address: number, length: number): this {
-    this.#add(address, length);
+    this.#add(address, length, VIRTQ_DESC_F_WRITE);
+    this.writableBytes += this.length[this.count - 1]!;
     return this;
   }
 
-  #add(address: number, length: number): void {
+  #add(address: number, length: number, flags: number): void {
     const i = this.count;
     if (i === this.address.length) {
       throw new RangeError(`Cannot add a segment: the list has room for ${i}`);
     }
     this.address[i] = address;
     this.length[i] = length;
+    const { words } = this;
+    words[i * 4] = address;
+    words[i * 4 + 1] = address / TWO_32;
+    words[i * 4 + 2] = length;
+    words[i * 4 + 3] = flags;
+    this.bytes += words[i * 4 + 2]!;
     this.count = i + 1;
   }
 }

@@ -10,6 +10,19 @@ Deno.test("BufferList keeps readable segments before writable ones", () => {
   assertEquals([...list.length], [44, 0, 0xffffffff]);
 });
 
+Deno.test("BufferList has its segments as descriptors have them, and their bytes", () => {
+  const list = new BufferList(3).addWritable(1, 2);
+  list.clear().addReadable(2 ** 52 + 2 ** 31, 44);
+  list.addWritable(16, 0xffffffff).addWritable(2 ** 32 - 1, 0xffffffff);
+  assertEquals([...list.words], [
+    ...[2 ** 31, 2 ** 20, 44, 0],
+    ...[16, 0, 0xffffffff, 2],
+    ...[0xffffffff, 0, 0xffffffff, 2],
+  ]);
+  assertEquals(list.bytes, 44 + 2 * 0xffffffff);
+  assertEquals(list.writableBytes, 2 * 0xffffffff);
+});
+
 Deno.test("BufferList.addReadable() refuses a segment behind a writable one", () => {
   const list = new BufferList().addWritable(0, 1);
   assertThrows(

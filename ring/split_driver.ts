@@ -251,8 +251,10 @@ export class SplitDriver implements BatchDriverQueue {
   #addRun(
     lists: readonly BufferList[],
     tokens: Uint32Array,
-    end: number,
+    room: number,
   ): number {
+    const end = room | 0;
+    if (end === 0) return 0;
     const table = this.#table;
     const availRing = this.#availRing;
     const next = this.#next;
@@ -260,56 +262,57 @@ export class SplitDriver implements BatchDriverQueue {
     const slots = this.#slots;
     const limits = this.#limit;
     const orders = this.#order;
-    const mask = this.#mask;
-    let head = this.#freeHead;
-    let free = this.#free;
-    let added = this.#addedCount;
-    let nextAvail = this.#nextAvailIdx;
+    const mask = this.#mask | 0;
+    const added = this.#addedCount;
+    const position = this.#nextAvailIdx | 0;
+    let head = this.#freeHead | 0;
+    let free = this.#free | 0;
+    // V8 looks at each array's kind, length and address here, not once a buffer: see SplitDevice.
+    table[0];
+    availRing[0];
+    next[0];
+    tails[0];
+    slots[0];
+    limits[0];
+    orders[0];
+    tokens[0];
     let i = 0;
     while (i < end) {
       const list = lists[i]!;
-      const count = list.count;
-      if (count === 0 || count > free) break;
-      const readable = list.readable;
-      const address = list.address;
-      const length = list.length;
-      const last = count - 1;
+      const count = list.count | 0;
+      if (count === 0 || count > free || list.bytes > TWO_32) break;
+      const words = list.words;
+      const last = (count - 1) * 4;
       let index = head;
       let tail = head;
-      let total = 0;
-      let writable = 0;
-      for (let j = 0; j < count; j++) {
-        const start = address[j]!;
-        const bytes = length[j]!;
+      for (let from = 0;; from += 4) {
         const at = index * 4;
+        table[at] = words[from]!;
+        table[at + 1] = words[from + 1]!;
+        table[at + 2] = words[from + 2]!;
+        const flags = words[from + 3]!;
         tail = index;
         index = next[index]!;
-        let flags = j === last ? 0 : F_NEXT | index << 16;
-        if (j >= readable) {
-          flags |= F_WRITE;
-          writable += bytes;
+        if (from === last) {
+          table[at + 3] = flags;
+          break;
         }
-        total += bytes;
-        table[at] = start;
-        table[at + 1] = start < TWO_32 ? 0 : start / TWO_32;
-        table[at + 2] = bytes;
-        table[at + 3] = flags;
+        table[at + 3] = flags | F_NEXT | index << 16;
       }
-      if (total > TWO_32) break;
       tails[head] = tail;
       slots[head] = count;
-      limits[head] = writable;
-      orders[head] = added++;
-      availRing[2 + (nextAvail & mask)] = head;
-      nextAvail++;
-      free -= count;
-      tokens[i++] = head;
+      limits[head] = list.writableBytes;
+      orders[head] = added + i;
+      availRing[(2 + ((position + i) & mask)) | 0] = head;
+      free = (free - count) | 0;
+      tokens[i] = head;
+      i = (i + 1) | 0;
       head = index;
     }
     this.#freeHead = head;
     this.#free = free;
-    this.#addedCount = added;
-    this.#nextAvailIdx = nextAvail & 0xffff;
+    this.#addedCount = added + i;
+    this.#nextAvailIdx = (position + i) & 0xffff;
     return i;
   }
 

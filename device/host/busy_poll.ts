@@ -12,7 +12,7 @@ const MIN_TURNS = 5;
  *
  * To sleep and to be woken takes longer than most answers. But sleep is also what makes bytes
  * gather: a loop that looks at a stream again and again finds it in crumbs. So there is a window only
- * while wake-ups come from two sides in turns, as requests and answers do; it grows while what is
+ * while wake-ups come from different sides in turns, as requests and answers do; it grows while what is
  * waited for comes within the longest window, and closes at the first wait that takes longer.
  */
 export class BusyPoll {

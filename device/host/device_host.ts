@@ -52,6 +52,9 @@ export const DEFAULT_POLL_US: number = navigator.hardwareConcurrency > 1
   ? 60
   : 0;
 
+/** Sides that an {@link EventLoop} tells apart. */
+const SIDES = 32;
+
 /** A device with everything around it. */
 class Place {
   readonly diagnostics: Diagnostics;
@@ -62,6 +65,7 @@ class Place {
   /** Makes the device and listens on both paths. */
   constructor(
     loop: EventLoop,
+    side: number,
     options: DeviceHostOptions,
     guest: GuestOptions,
     log: Log,
@@ -97,6 +101,7 @@ class Place {
       socketPath,
       device,
       diagnostics,
+      side,
     });
     this.server.start();
     try {
@@ -153,11 +158,13 @@ export class DeviceHost implements LoopWork {
     // The loop looks at all devices before it sleeps.
     const network = new VsockSwitch<VsockDevice>({ wake: () => {} });
     try {
-      for (const guest of guests) {
+      for (const [index, guest] of guests.entries()) {
         const logOfGuest: Log = several
           ? (level, text) => log(level, `guest ${guest.guestCid}: ${text}`)
           : log;
-        const place = new Place(loop, options, guest, logOfGuest);
+        // Side 0 are the host programs of all.
+        const side = 1 + index % (SIDES - 1);
+        const place = new Place(loop, side, options, guest, logOfGuest);
         this.#places.push(place);
         if (several) network.join(place.vsock);
       }

@@ -164,7 +164,7 @@ export class EventLoop {
   /**
    * Watches `fd` for `events`; with {@link EPOLLET}, what is there already counts as a change.
    *
-   * @param side Who is at its other end, of two: see {@link BusyPoll}.
+   * @param side Who is at its other end, 0 to 31: see {@link BusyPoll}.
    * @throws {TypeError} when it is watched already.
    * @throws {SystemError} when epoll cannot watch it, or the system is out of memory.
    */
@@ -172,7 +172,7 @@ export class EventLoop {
     fd: number,
     events: number,
     handler: FdHandler,
-    side: 0 | 1 = 0,
+    side: number = 0,
   ): void {
     if (this.#handlers[fd]) {
       throw new TypeError(`Cannot watch descriptor ${fd}: it is watched`);

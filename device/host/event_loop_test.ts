@@ -302,7 +302,7 @@ Deno.test("EventLoop looks for answers before it sleeps while two sides take tur
   const events = [createEventFd(), createEventFd()];
   const signals = events.map(signalOf);
   const heard: number[] = [];
-  for (const side of [0, 1] as const) {
+  for (const side of [0, 1]) {
     loop.register(events[side]!, EPOLLIN | EPOLLET, {
       onEvents: () => heard.push(side),
     }, side);

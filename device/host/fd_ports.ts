@@ -69,6 +69,7 @@ export class FdPorts implements SessionPorts {
   readonly #channel: FdChannel;
   readonly #events: PortEvents;
   readonly #diagnostics: Diagnostics;
+  readonly #side: number;
   readonly #kicks: (Kick | null)[] = [];
   readonly #calls: (Signal | null)[] = [];
   readonly #errs: (Signal | null)[] = [];
@@ -76,19 +77,21 @@ export class FdPorts implements SessionPorts {
   readonly #watched = new Set<Mapping>();
   #backendChannel = -1;
 
-  /** Makes the ports of the front-end at `socket`, which stays the caller's. */
+  /** Makes the ports of the front-end at `socket`, which stays the caller's; `side` is what its kicks come from. */
   constructor(
     loop: EventLoop,
     socket: number,
     channel: FdChannel,
     events: PortEvents,
     diagnostics: Diagnostics,
+    side: number,
   ) {
     this.#loop = loop;
     this.#socket = socket;
     this.#channel = channel;
     this.#events = events;
     this.#diagnostics = diagnostics;
+    this.#side = side;
   }
 
   /** True when there is memory that could not be sealed against shrinking: see `mmap.ts`. */
@@ -161,7 +164,7 @@ export class FdPorts implements SessionPorts {
     if (fd < 0) return;
     const kick = new Kick(fd, index, this.#events);
     try {
-      this.#loop.register(fd, EPOLLIN | EPOLLET, kick, 1);
+      this.#loop.register(fd, EPOLLIN | EPOLLET, kick, this.#side);
     } catch (error) {
       closeFd(fd);
       if (!(error instanceof SystemError)) throw error;

@@ -40,6 +40,8 @@ export type VhostUserServerOptions = {
   device: VirtioDevice;
   /** Counters and log. */
   diagnostics: Diagnostics;
+  /** The guest's side for the loop, 0 to 31: see `BusyPoll`. */
+  side: number;
 };
 
 /**
@@ -54,6 +56,7 @@ export class VhostUserServer {
   readonly #socketPath: string;
   readonly #device: VirtioDevice;
   readonly #diagnostics: Diagnostics;
+  readonly #side: number;
   #listener: Listener | null = null;
   #retry: Timer | null = null;
   #frontEnd: FrontEnd | null = null;
@@ -65,6 +68,7 @@ export class VhostUserServer {
     this.#socketPath = options.socketPath;
     this.#device = options.device;
     this.#diagnostics = options.diagnostics;
+    this.#side = options.side;
   }
 
   /** True while a front-end is connected. */
@@ -138,6 +142,7 @@ export class VhostUserServer {
       this.#frontEnd = new FrontEnd(this.#loop, fd, {
         device: this.#device,
         diagnostics: this.#diagnostics,
+        side: this.#side,
         kicked: () => this.kicks++,
         ended: (frontEnd) => {
           this.#pastCalls += frontEnd.calls;
@@ -167,6 +172,7 @@ export class VhostUserServer {
 type FrontEndContext = {
   device: VirtioDevice;
   diagnostics: Diagnostics;
+  side: number;
   kicked(): void;
   ended(frontEnd: FrontEnd): void;
 };
@@ -194,6 +200,7 @@ class FrontEnd implements FdHandler, PortEvents {
       this.#channel,
       this,
       context.diagnostics,
+      context.side,
     );
     loop.register(fd, EPOLLIN | EPOLLRDHUP, this);
     this.#session = new VhostUserSession(context.device, this.#ports);

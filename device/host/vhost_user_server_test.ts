@@ -112,6 +112,7 @@ async function withServer(
     socketPath: path,
     device,
     diagnostics,
+    side: 1,
   });
   server.start();
   const settle = (): void => {

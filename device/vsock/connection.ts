@@ -130,6 +130,8 @@ export class Connection implements MessageEvents {
   readonly hostPort: number;
   /** Socket type of its packets. */
   readonly packetType: number;
+  /** The table's: the next connection in the same list. */
+  nextInTable: Connection | null = null;
   /** Flow control. */
   readonly credit: Credit;
   /** When `expire` is due, in the muxer's milliseconds; Infinity without a timer. */

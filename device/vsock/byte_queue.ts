@@ -1,7 +1,11 @@
+/** Memory that a queue takes first, and keeps while it is empty: allocating it anew would cost every packet. */
+const FIRST_BYTES = 4096;
+
 /**
  * A bounded queue of bytes: what a host program has not taken yet.
  *
- * Holds no memory while it is empty; grows by doubling up to its limit.
+ * Holds no memory before its first byte, and no more than 4 KiB while it is empty; grows by doubling up to its
+ * limit.
  */
 export class ByteQueue {
   /** Bytes that it can hold. */
@@ -74,8 +78,10 @@ export class ByteQueue {
       );
     }
     this.#length -= length;
-    if (this.#length === 0) this.clear();
-    else this.#start = (this.#start + length) % this.#buffer.length;
+    if (this.#length === 0) {
+      this.#start = 0;
+      if (this.#buffer.length > FIRST_BYTES) this.#buffer = EMPTY;
+    } else this.#start = (this.#start + length) % this.#buffer.length;
   }
 
   /** Drops everything, and the memory. */
@@ -86,7 +92,7 @@ export class ByteQueue {
   }
 
   #grow(needed: number): void {
-    let capacity = Math.max(4096, this.#buffer.length);
+    let capacity = Math.max(FIRST_BYTES, this.#buffer.length);
     while (capacity < needed) capacity *= 2;
     const grown = new Uint8Array(Math.min(capacity, this.limit));
     const first = this.peek();

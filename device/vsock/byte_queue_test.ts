@@ -57,9 +57,19 @@ Deno.test("ByteQueue refuses more than its limit and less than nothing", () => {
   assertEquals(queue.peek().length, 0);
 });
 
-Deno.test("ByteQueue holds no memory while it is empty", () => {
+Deno.test("ByteQueue keeps no more than 4 KiB while it is empty", () => {
   const queue = new ByteQueue(1 << 20);
+  assertEquals(queue.peek().buffer.byteLength, 0);
   queue.push(new Uint8Array(1 << 19));
   queue.drop(1 << 19);
+  assertEquals(queue.peek().buffer.byteLength, 0);
+  queue.push(Uint8Array.of(1, 2, 3));
+  const { buffer } = queue.peek();
+  queue.drop(3);
+  queue.push(Uint8Array.of(4, 5));
+  assertEquals([...queue.peek()], [4, 5]);
+  assertEquals(queue.peek().buffer, buffer, "the memory from before");
+  assertEquals(buffer.byteLength, 4096);
+  queue.clear();
   assertEquals(queue.peek().buffer.byteLength, 0);
 });

@@ -10,7 +10,7 @@ export const MAX_EMPTY_MESSAGES = 1024;
  * A bounded queue of messages: what a host program has not taken yet, and at the end what has come of
  * a message that is not complete.
  *
- * Takes 4 bytes a message beside its bytes; holds no memory while it is empty.
+ * Takes 4 bytes a message beside its bytes; while it is empty it holds what a {@link ByteQueue} does.
  */
 export class MessageQueue {
   /** Bytes, those of the incomplete message included; the caller may fill and count them. */

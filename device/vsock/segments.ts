@@ -4,6 +4,9 @@ import type { GuestMemory } from "../../ring/memory.ts";
 /** Segments that one call takes at most: what `readv` and `writev` take on Linux (IOV_MAX). */
 export const MAX_SEGMENTS = 1024;
 
+/** Segments that there is room for at first: lists of many connections stay in the caches. */
+const FIRST_SEGMENTS = 32;
+
 // Below this a loop over words beats a subarray and a set(), which allocate.
 const WORD_LOOP_BYTES = 256;
 
@@ -20,11 +23,11 @@ export class Segments {
   /** The memory that `region` indexes. */
   memory: GuestMemory;
   /** Index into `memory.regions`, by segment. */
-  readonly region: Int32Array = new Int32Array(MAX_SEGMENTS);
+  region: Int32Array = new Int32Array(FIRST_SEGMENTS);
   /** Offset of the segment in its region, by segment. */
-  readonly offset: Float64Array = new Float64Array(MAX_SEGMENTS);
+  offset: Float64Array = new Float64Array(FIRST_SEGMENTS);
   /** Bytes, by segment. */
-  readonly length: Uint32Array = new Uint32Array(MAX_SEGMENTS);
+  length: Uint32Array = new Uint32Array(FIRST_SEGMENTS);
 
   /** Makes an empty list over `memory`. */
   constructor(memory: GuestMemory) {
@@ -58,6 +61,7 @@ export class Segments {
       }
       const room = size - skip;
       const take = room < left ? room : left;
+      if (n === this.region.length) this.#grow();
       this.region[n] = chain.region[i]!;
       this.offset[n] = chain.offset[i]! + skip;
       this.length[n] = take;
@@ -68,6 +72,19 @@ export class Segments {
     this.count = n;
     this.bytes += length - left;
     return length - left;
+  }
+
+  #grow(): void {
+    const capacity = this.region.length * 2;
+    const region = new Int32Array(capacity);
+    const offset = new Float64Array(capacity);
+    const length = new Uint32Array(capacity);
+    region.set(this.region);
+    offset.set(this.offset);
+    length.set(this.length);
+    this.region = region;
+    this.offset = offset;
+    this.length = length;
   }
 
   /** Returns a view of segment `index` over guest memory. */

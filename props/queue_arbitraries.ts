@@ -49,10 +49,12 @@ function now(few: number, of: number): fc.Arbitrary<boolean> {
   );
 }
 
-/** Where the script begins: at the start, somewhere in the first laps, or just before an index wraps. */
+/** Where the script begins: at the start, somewhere in the first laps, or up to `near` before an index wraps. */
 function starts(
   format: "split" | "packed",
   size: number,
+  near = 12,
+  wraps = 1,
 ): fc.Arbitrary<number> {
   const laps = fc.nat(2 * size + 2);
   const early = { arbitrary: fc.constant(0), weight: 20 };
@@ -63,12 +65,12 @@ function starts(
       weight: 15,
     });
   }
-  const before = fc.nat(Math.min(size + 2, 12)).map((few) => 0x1_0000 - few);
+  const before = fc.nat(Math.min(size + 2, near)).map((few) => 0x1_0000 - few);
   return fc.oneof(
     early,
     { arbitrary: laps, weight: 14 },
     { arbitrary: end, weight: 5 },
-    { arbitrary: before, weight: 1 },
+    { arbitrary: before, weight: wraps },
   );
 }
 
@@ -147,7 +149,7 @@ export function foreignSetups(
       inOrder: fc.constant(false),
       strongOrdering: fc.constant(true),
       oneRegion: fc.constant(true),
-      start: anywhere ? starts(format, size) : fc.constant(0),
+      start: anywhere ? starts(format, size, 2, 2) : fc.constant(0),
     })
   );
 }

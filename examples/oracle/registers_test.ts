@@ -1,4 +1,4 @@
-import { assertEquals, assertMatch } from "@std/assert";
+import { assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { drive, type Mistake, MISTAKES } from "./registers.ts";
 
 /** The first fault that each mistake is counted as. */
@@ -41,4 +41,10 @@ for (const mistake of Object.keys(MISTAKES) as Mistake[]) {
 Deno.test("examples/oracle/registers.ts: a fault of the ring asks for a reset, and a refused packet is answered by RST", () => {
   assertEquals(drive("index-jump").status & 0x40, 0x40);
   assertEquals(drive("wrong-cid").answers, ["RST"]);
+});
+
+Deno.test('docs/oracle.md shows what examples/oracle/registers.ts says of "index-jump"', async () => {
+  const page = new URL("../../docs/oracle.md", import.meta.url);
+  const [line] = drive("index-jump").log;
+  assertStringIncludes(await Deno.readTextFile(page), `  ${line}\n`);
 });

@@ -29,7 +29,7 @@ export type CheckOptions = {
   readonly sizes?: readonly number[];
   /** VIRTIO_F_EVENT_IDX comes up too. False unless told. */
   readonly eventIdx?: boolean;
-  /** Random scripts. 500 unless told. */
+  /** Random scripts. 1000 unless told. */
   readonly runs?: number;
   /** What the scripts follow from. One from the clock unless told. */
   readonly seed?: number;
@@ -181,7 +181,7 @@ function check(
     format,
     sizes = SIZES[format],
     eventIdx = false,
-    runs = 500,
+    runs = 1000,
     seed = Date.now() | 0,
     storeOrder = true,
     script,

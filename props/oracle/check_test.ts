@@ -134,7 +134,7 @@ function plainDriver(driver: DriverUnderTest): DriverUnderTest {
 
 for (const format of FORMATS) {
   Deno.test(`checkDevice() finds nothing wrong with a right ${format} device`, () => {
-    const options = { format, seed: SEED, runs: 200 };
+    const options = { format, seed: SEED, runs: 100 };
     assertEquals(
       checkDevice(
         (memory, config) => new OwnDevice(format, memory, config),
@@ -152,7 +152,7 @@ for (const format of FORMATS) {
   });
 
   Deno.test(`checkDriver() finds nothing wrong with a right ${format} driver`, () => {
-    const options = { format, seed: SEED, runs: 200 };
+    const options = { format, seed: SEED, runs: 100 };
     assertEquals(
       checkDriver(
         (memory, config) => new OwnDriver(format, memory, config),

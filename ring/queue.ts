@@ -192,7 +192,8 @@ export interface BatchDeviceQueue extends DeviceQueue {
 /**
  * Segments of a buffer that a driver offers: reusable columns, readable ones first.
  *
- * They are to be read only: what a queue puts into its descriptors is made by `addReadable()` and `addWritable()`.
+ * They are to be read only: what a queue puts into its descriptors is made by `addReadable()`, `addWritable()` and
+ * `setLength()`.
  */
 export class BufferList {
   /** Segments in all. */
@@ -247,6 +248,25 @@ export class BufferList {
     this.#add(address, length, VIRTQ_DESC_F_WRITE);
     this.writableBytes += this.length[this.count - 1]!;
     return this;
+  }
+
+  /**
+   * Gives segment `index` another length in bytes.
+   *
+   * @throws {RangeError} when there is no such segment.
+   */
+  setLength(index: number, length: number): void {
+    if (!(index >= 0 && index < this.count)) {
+      throw new RangeError(
+        `Cannot change segment ${index}: there are ${this.count}`,
+      );
+    }
+    const before = this.length[index]!;
+    this.length[index] = length;
+    const after = this.length[index]!;
+    this.words[index * 4 + 2] = after;
+    this.bytes += after - before;
+    if (index >= this.readable) this.writableBytes += after - before;
   }
 
   #add(address: number, length: number, flags: number): void {

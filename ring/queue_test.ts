@@ -23,6 +23,19 @@ Deno.test("BufferList has its segments as descriptors have them, and their bytes
   assertEquals(list.writableBytes, 2 * 0xffffffff);
 });
 
+Deno.test("BufferList.setLength() changes one segment, its descriptor and the sums", () => {
+  const list = new BufferList(3).addReadable(0, 44).addReadable(64, 100);
+  list.addWritable(256, 1000);
+  list.setLength(1, 0xffffffff);
+  list.setLength(2, 7);
+  assertEquals([...list.length], [44, 0xffffffff, 7]);
+  const same = new BufferList(3).addReadable(0, 44).addReadable(64, 0xffffffff);
+  same.addWritable(256, 7);
+  assertEquals(list, same);
+  assertThrows(() => list.setLength(3, 1), RangeError, "there are 3");
+  assertThrows(() => list.setLength(-1, 1), RangeError, "there are 3");
+});
+
 Deno.test("BufferList.addReadable() refuses a segment behind a writable one", () => {
   const list = new BufferList().addWritable(0, 1);
   assertThrows(

@@ -487,7 +487,7 @@ export class LoadGuest {
     this.#words[at + 8] = 0;
     connection.txCnt = (connection.txCnt + length) >>> 0;
     const list = this.#txData[slot]!;
-    list.length[1] = length;
+    list.setLength(1, length);
     this.#txSlot[this.#tx.add(list)] = slot;
   }
 

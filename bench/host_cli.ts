@@ -8,182 +8,43 @@
 import {
   buildPeer,
   buildProgram,
+  type CpuSeconds,
   cpuSeconds,
   PEER_VERSION,
   residentBytes,
   Side,
 } from "./host/processes.ts";
-import { GUEST_PORT, type LoadRequest, PROGRAM_PORT } from "./host/load.ts";
+import {
+  type Bar,
+  CASES,
+  type HostCase,
+  MOST_CONNECTIONS,
+  QUICK,
+  type Round,
+} from "./host/cases.ts";
+import { GUEST_PORT, PROGRAM_PORT } from "./host/load.ts";
 import { fromFileUrl } from "./paths.ts";
 import { median, table } from "./stats.ts";
 
-const MB = 1e6;
 const MIB = 1024 * 1024;
-const GIB = 1024 * MIB;
-const IDLE_CONNECTIONS = 1_000;
-
-/** A ratio that is asked for: of ours over the peer's. */
-type Bar = { least: number } | { most: number };
-
-/** One load, for each side by turns. */
-type HostCase = {
-  name: string;
-  /** The load with that many bytes or operations. */
-  request: (amount: number) => LoadRequest;
-  /** Amount of the first try, by which that of the rounds is found. */
-  first: number;
-  /** What is measured, of one round. */
-  figures: readonly Figure[];
-};
-
-type Round = {
-  seconds: number;
-  amount: number;
-  cpu: number;
-  p50: number;
-  p99: number;
-};
-
-type Figure = {
-  name: string;
-  unit: string;
-  of: (round: Round) => number;
-  digits: number;
-  bar?: Bar;
-};
-
-function streamCase(
-  kind: "guest-to-host" | "host-to-guest",
-  size: number,
-  connections: number,
-  bar: number,
-  cpuBar: number,
-): HostCase {
-  const way = kind.replaceAll("-", " ");
-  const many = connections === 1 ? "" : `, ${connections} connections`;
-  const name = `${way}, ${sizeName(size)}${many}`;
-  return {
-    name,
-    request: (bytes) => ({ kind, size, bytes, connections }),
-    first: Math.max(size * 20_000, 4 * MB) / 4,
-    figures: [
-      {
-        name,
-        unit: "MB/s",
-        of: ({ amount, seconds }) => amount / seconds / MB,
-        digits: 0,
-        ...(bar > 0 ? { bar: { least: bar } } : {}),
-      },
-      {
-        name: `${name}: CPU`,
-        unit: "s/GiB",
-        of: ({ cpu, amount }) => cpu / (amount / GIB),
-        digits: 2,
-        ...(cpuBar > 0 ? { bar: { most: cpuBar } } : {}),
-      },
-    ],
-  };
-}
-
-function sizeName(size: number): string {
-  return size < 1024 ? `${size} B` : `${size / 1024} KiB`;
-}
-
-function connectCase(kind: "connect" | "accept", window: number): HostCase {
-  const who = kind === "connect" ? "guest" : "host";
-  return {
-    name: `connects by the ${who}, ${window} at a time`,
-    request: (count) =>
-      kind === "connect"
-        ? { kind, count: Math.ceil(count), window }
-        : { kind, count: Math.ceil(count) },
-    first: 200,
-    figures: [{
-      name: `connects by the ${who}, ${window} at a time`,
-      unit: "1/s",
-      of: ({ amount, seconds }) => amount / seconds,
-      digits: 0,
-      bar: { least: 1.2 },
-    }, {
-      name: `connects by the ${who}, ${window} at a time: CPU`,
-      unit: "us each",
-      of: ({ cpu, amount }) => cpu * 1e6 / amount,
-      digits: 1,
-    }],
-  };
-}
-
-const CASES: readonly HostCase[] = [
-  streamCase("guest-to-host", 64, 1, 3, 0.6),
-  streamCase("guest-to-host", 1024, 1, 3, 0.6),
-  streamCase("guest-to-host", 4096, 1, 2.5, 0.6),
-  streamCase("guest-to-host", 65536, 1, 1.6, 1),
-  streamCase("host-to-guest", 64, 1, 1, 0.6),
-  streamCase("host-to-guest", 1024, 1, 1.6, 0.6),
-  streamCase("host-to-guest", 4096, 1, 2.8, 0.6),
-  streamCase("host-to-guest", 65536, 1, 4.5, 0.6),
-  {
-    name: "round trip, 64 B",
-    request: (count) => ({
-      kind: "round-trip",
-      size: 64,
-      count: Math.ceil(count),
-    }),
-    first: 500,
-    figures: [
-      {
-        name: "round trip, 64 B, p50",
-        unit: "us",
-        of: ({ p50 }) => p50 / 1000,
-        digits: 1,
-        bar: { most: 0.8 },
-      },
-      {
-        name: "round trip, 64 B, p99",
-        unit: "us",
-        of: ({ p99 }) => p99 / 1000,
-        digits: 1,
-        bar: { most: 1 },
-      },
-    ],
-  },
-  connectCase("connect", 1),
-  connectCase("connect", 16),
-  connectCase("accept", 1),
-  connectCase("accept", 16),
-  ...[16, 256, 1000].flatMap((connections) => [
-    streamCase("guest-to-host", 4096, connections, 0, 0),
-    streamCase("host-to-guest", 4096, connections, 0, 0),
-  ]),
-  streamCase("guest-to-host", 65536, IDLE_CONNECTIONS, 0, 0),
-  streamCase("host-to-guest", 65536, IDLE_CONNECTIONS, 0, 0),
-];
-
-/** What a quick run has: one of each kind. */
-const QUICK: ReadonlySet<string> = new Set([
-  "guest to host, 64 B",
-  "host to guest, 4 KiB",
-  "round trip, 64 B",
-  "connects by the guest, 16 at a time",
-  "connects by the host, 16 at a time",
-  "guest to host, 4 KiB, 16 connections",
-]);
 
 type Options = {
   rounds: number;
   filter: string;
   check: boolean;
   quick: boolean;
+  shares: boolean;
   peer: string | null;
   json: string | null;
 };
 
 const USAGE =
-  `Usage: deno task bench:host [--rounds N] [--filter TEXT] [--quick] [--peer PATH | --no-peer] [--json PATH] [--check]
+  `Usage: deno task bench:host [--rounds N] [--filter TEXT] [--quick] [--shares] [--peer PATH | --no-peer] [--json PATH] [--check]
 
   --rounds N     rounds by turns [default: 9]
   --filter TEXT  only cases whose name has it
   --quick        one short round of few cases
+  --shares       also what share of a core guest, device and host programs used in each case
   --peer PATH    a vhost-device-vsock that is there already; none is built then
   --no-peer      without vhost-device-vsock
   --json PATH    also write every figure of every round to a file
@@ -199,6 +60,7 @@ function parse(args: readonly string[]): Options {
     filter: "",
     check: false,
     quick: false,
+    shares: false,
     peer: null,
     json: null,
   };
@@ -210,6 +72,7 @@ function parse(args: readonly string[]): Options {
     }
     if (name === "--check") options.check = true;
     else if (name === "--quick") options.quick = true;
+    else if (name === "--shares") options.shares = true;
     else if (name === "--no-peer") options.peer = "";
     else if (["--rounds", "--filter", "--peer", "--json"].includes(name)) {
       const value = args[++i];
@@ -237,20 +100,31 @@ async function measure(
   if ("connections" in request) {
     await side.load({ kind: "hold", connections: request.connections });
   }
-  const before = cpuSeconds(side.pid);
-  let round: Round;
+  const before = side.cpu();
+  let seconds: number;
+  let done: number;
+  let connecting = 0;
+  let p50 = 0;
+  let p99 = 0;
   if (request.kind === "accept") {
     const window = Number(entry.name.match(/(\d+) at a time/)![1]);
-    const { count } = request;
-    const ns = await side.connectFromHost(GUEST_PORT, count, window);
-    round = { seconds: ns / 1e9, amount: count, cpu: 0, p50: 0, p99: 0 };
+    done = request.count;
+    const { ns, cpuNs } = await side.connectFromHost(GUEST_PORT, done, window);
+    seconds = ns / 1e9;
+    connecting = cpuNs / 1e9;
   } else {
-    const { ns, bytes, p50 = 0, p99 = 0 } = await side.load(request);
-    const amount = "count" in request ? request.count : bytes;
-    round = { seconds: ns / 1e9, amount, cpu: 0, p50, p99 };
+    const result = await side.load(request);
+    seconds = result.ns / 1e9;
+    done = "count" in request ? request.count : result.bytes;
+    ({ p50 = 0, p99 = 0 } = result);
   }
-  round.cpu = cpuSeconds(side.pid) - before;
-  return round;
+  const { guest, device, program } = side.cpu();
+  const cpu = {
+    guest: guest - before.guest,
+    device: device - before.device,
+    program: program - before.program + connecting,
+  };
+  return { seconds, amount: done, cpu, p50, p99 };
 }
 
 /** Rounds of one case by turns; by side, what each came to. */
@@ -290,7 +164,35 @@ type Row = {
   digits: number;
   values: Record<string, number[]>;
   bar?: Bar;
+  /** By side and process, the share of a core in each round; with the first figure of a case. */
+  shares?: Record<string, Shares>;
 };
+
+/** Of each process, the share of a core in each round. */
+type Shares = Record<keyof CpuSeconds, number[]>;
+
+function sharesOf(rounds: readonly Round[]): Shares {
+  const share = (process: keyof CpuSeconds) =>
+    rounds.map(({ cpu, seconds }) => cpu[process] / seconds);
+  return {
+    guest: share("guest"),
+    device: share("device"),
+    program: share("program"),
+  };
+}
+
+/** Who was busy in each case: medians of the shares of a core. */
+function sharesTable(rows: readonly Row[], sides: readonly string[]): string {
+  const head = sides.flatMap((side) => [`${side}: guest`, "device", "program"]);
+  const lines = rows.filter((row) => row.shares !== undefined).map((row) => [
+    row.name,
+    ...sides.flatMap((side) => {
+      const { guest, device, program } = row.shares![side]!;
+      return [guest, device, program].map((of) => median(of).toFixed(2));
+    }),
+  ]);
+  return table([["share of a core", ...head], ...lines]);
+}
 
 /** Of each round, one figure over another's; the median. */
 function ratio(over: readonly number[], under: readonly number[]): number {
@@ -344,21 +246,21 @@ async function idleRows(
   };
   const start = add("memory at start", "MiB", 1);
   const each = add(
-    `memory an idle connection, of ${IDLE_CONNECTIONS}`,
+    `memory an idle connection, of ${MOST_CONNECTIONS}`,
     "KiB",
     1,
   );
-  const idle = add(`${IDLE_CONNECTIONS} idle connections: CPU`, "ms/s", 2);
+  const idle = add(`${MOST_CONNECTIONS} idle connections: CPU`, "ms/s", 2);
   for (const side of sides) {
     start[side.name] = [side.startBytes / MIB];
     // What the first connections of all take is not theirs.
     await side.load({ kind: "hold", connections: 32 });
     await side.load({ kind: "hold", connections: 0 });
     const before = residentBytes(side.pid);
-    await side.load({ kind: "hold", connections: IDLE_CONNECTIONS });
+    await side.load({ kind: "hold", connections: MOST_CONNECTIONS });
     await pause(0.2);
     const after = residentBytes(side.pid);
-    each[side.name] = [(after - before) / 1024 / IDLE_CONNECTIONS];
+    each[side.name] = [(after - before) / 1024 / MOST_CONNECTIONS];
     const cpu = cpuSeconds(side.pid);
     await pause(seconds);
     // Threads that have ended meanwhile take their time with them.
@@ -388,7 +290,8 @@ export async function main(args: readonly string[]): Promise<number> {
     Deno.stderr.writeSync(new TextEncoder().encode(text));
     return 2;
   }
-  const { rounds: asked, filter, check, quick, peer: given, json } = options;
+  const { rounds: asked, filter, check, quick, shares, peer: given, json } =
+    options;
   const rounds = quick ? 1 : asked;
   const seconds = quick ? 0.02 : 0.25;
   const program = await buildProgram();
@@ -437,12 +340,16 @@ export async function main(args: readonly string[]): Promise<number> {
       if (!entry.name.includes(filter)) continue;
       if (quick && !QUICK.has(entry.name)) continue;
       const columns = await measureAll(sides, entry, rounds, seconds);
+      const first = rows.length;
       for (const { name, unit, digits, of, bar } of entry.figures) {
         const values = Object.fromEntries(
           sides.map((side, i) => [side.name, columns[i]!.map(of)]),
         );
         rows.push({ name, unit, digits, values, ...(bar ? { bar } : {}) });
       }
+      rows[first]!.shares = Object.fromEntries(
+        sides.map((side, i) => [side.name, sharesOf(columns[i]!)]),
+      );
       for (const side of sides) {
         const bytes = residentBytes(side.pid);
         loaded.set(side, Math.max(bytes, loaded.get(side) ?? 0));
@@ -481,7 +388,9 @@ export async function main(args: readonly string[]): Promise<number> {
       "bar",
       "",
     ], ...lines])
-  }\n\n${notes.join("\n")}\n${own}`);
+  }\n\n${notes.join("\n")}\n${own}${
+    shares ? `\n${sharesTable(rows, sides.map(({ name }) => name))}\n` : ""
+  }`);
   if (json !== null) {
     await Deno.writeTextFile(json, JSON.stringify(rows, null, 1) + "\n");
   }

@@ -89,6 +89,9 @@ export class LineProcess {
   }
 }
 
+/** Seconds of processor time, of each of the three processes. */
+export type CpuSeconds = { guest: number; device: number; program: number };
+
 /** A device to be compared: its process, a guest and host programs, each a process. */
 export class Side {
   /** `"split"`, `"packed"` or `"peer"`. */
@@ -189,12 +192,21 @@ export class Side {
     return JSON.parse(await this.#guest.ask(JSON.stringify(request)));
   }
 
-  /** Host programs connect to the guest and close at once; the nanoseconds of all. */
+  /** Processor time that each process has used; not that of programs that connect. */
+  cpu(): CpuSeconds {
+    return {
+      guest: cpuSeconds(this.#guest.pid),
+      device: cpuSeconds(this.pid),
+      program: cpuSeconds(this.#program.pid),
+    };
+  }
+
+  /** Host programs connect to the guest and close at once; nanoseconds of all, and of their processor time. */
   async connectFromHost(
     port: number,
     count: number,
     window: number,
-  ): Promise<number> {
+  ): Promise<{ ns: number; cpuNs: number }> {
     const accepted = this.load({ kind: "accept", count });
     const output = await new Deno.Command(this.#programPath, {
       args: [
@@ -209,7 +221,9 @@ export class Side {
     }).output();
     if (!output.success) throw new Error(`${this.name} refused a connection`);
     await accepted;
-    return Number(new TextDecoder().decode(output.stdout));
+    const text = new TextDecoder().decode(output.stdout);
+    const [ns, cpuNs] = text.split(" ").map(Number);
+    return { ns: ns!, cpuNs: cpuNs! };
   }
 
   /** Ends all processes. */

@@ -3,7 +3,7 @@
 //   program serve PATH            listens at PATH and serves connections until its standard input ends
 //   program connect PATH PORT COUNT WINDOW
 //                                 connects COUNT times to a guest's port, WINDOW at a time, closes each at once
-//                                 and prints the nanoseconds of all
+//                                 and prints the nanoseconds of all, and those of its processor time
 //
 // A connection is asked by 16 bytes, again and again: u32 mode, u32 size, u64 bytes, little-endian.
 //
@@ -156,9 +156,9 @@ static void serve(const char *path) {
   }
 }
 
-static uint64_t now(void) {
+static uint64_t now(clockid_t clock) {
   struct timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
+  clock_gettime(clock, &t);
   return t.tv_sec * 1000000000ull + t.tv_nsec;
 }
 
@@ -169,7 +169,7 @@ static void connect_all(const char *path, int port, int count, int window) {
   int length = snprintf(line, sizeof line, "CONNECT %d\n", port);
   int begun = 0, done = 0;
   for (int i = 0; i < window; i++) slots[i].fd = -1;
-  uint64_t start = now();
+  uint64_t start = now(CLOCK_MONOTONIC);
   while (done < count) {
     for (int i = 0; i < window; i++) {
       if (slots[i].fd >= 0 || begun == count) continue;
@@ -197,7 +197,8 @@ static void connect_all(const char *path, int port, int count, int window) {
       done++;
     }
   }
-  printf("%llu\n", (unsigned long long)(now() - start));
+  printf("%llu %llu\n", (unsigned long long)(now(CLOCK_MONOTONIC) - start),
+         (unsigned long long)now(CLOCK_PROCESS_CPUTIME_ID));
 }
 
 int main(int argc, char **argv) {

@@ -22,14 +22,17 @@ Deno.test({
   async fn() {
     const json = await Deno.makeTempFile();
     const script = fromFileUrl(new URL("./host_cli.ts", import.meta.url));
-    const options = ["--quick", "--no-peer", "--json", json];
+    const options = ["--quick", "--no-peer", "--shares", "--json", json];
     const { code, stdout, stderr } = await new Deno.Command(Deno.execPath(), {
       args: ["run", "-A", "--no-check", script, ...options],
       stdin: "null",
     }).output();
     assertEquals(code, 0, new TextDecoder().decode(stderr));
-    const rows: { name: string; values: Record<string, number[]> }[] = JSON
-      .parse(await Deno.readTextFile(json));
+    const rows: {
+      name: string;
+      values: Record<string, number[]>;
+      shares?: Record<string, Record<string, number[]>>;
+    }[] = JSON.parse(await Deno.readTextFile(json));
     await Deno.remove(json);
     const table = new TextDecoder().decode(stdout);
     assertGreater(rows.length, 10);
@@ -38,6 +41,16 @@ Deno.test({
       assertEquals(Object.keys(values), ["split", "packed"], name);
       if (name.includes("CPU") || name.includes("memory an idle")) continue;
       for (const [figure] of Object.values(values)) assertGreater(figure!, 0);
+    }
+    assert(table.includes("share of a core"));
+    const measured = rows.filter(({ shares }) => shares !== undefined);
+    assertEquals(measured.length, 6, "cases with shares");
+    for (const { name, shares } of measured) {
+      assertEquals(Object.keys(shares!), ["split", "packed"], name);
+      for (const side of Object.values(shares!)) {
+        assertEquals(Object.keys(side), ["guest", "device", "program"], name);
+        assertGreater(side["device"]![0]!, 0, name);
+      }
     }
   },
 });

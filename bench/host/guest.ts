@@ -68,6 +68,8 @@ const FIRST_PORT = 10_000;
 const PUBLISH_EVERY = 16;
 /** Packets in flight that payload leaves to answers. */
 const RESERVED_SLOTS = 4;
+/** Packets that come back before a guest that looks for them sends again: half of all, so that it goes on in batches. */
+const REFILL_SLOTS = QUEUE_SIZE / 4;
 /** The longest look for work before the guest sleeps, and how often the clock is read meanwhile. */
 const MOST_LOOK_MS = 0.1;
 const LOOKS_A_CLOCK = 16;
@@ -312,10 +314,11 @@ export class LoadGuest {
     return connection;
   }
 
-  /** Packets that can be sent now. */
-  get idlePackets(): number {
-    this.#reclaim();
-    return this.#free.length;
+  /** Waits until a packet can be sent. */
+  awaitPacket(): void {
+    while (this.#free.length === 0) {
+      if (!this.poll() && this.#free.length === 0) this.wait(false);
+    }
   }
 
   /** Ends both directions; `state` tells when the device has confirmed. */
@@ -457,22 +460,22 @@ export class LoadGuest {
   #lookUntil(end: number): boolean {
     do {
       for (let i = 0; i < LOOKS_A_CLOCK; i++) {
-        if (this.poll() || this.#hasRoomAgain()) return true;
+        if (this.poll() || this.#hasRoomAgain(REFILL_SLOTS)) return true;
       }
       this.#scheduler.symbols.sched_yield();
     } while (performance.now() < end);
     return false;
   }
 
-  // Whether packets have come back since payload had to wait for them.
-  #hasRoomAgain(): boolean {
-    if (!this.#full || this.#free.length <= RESERVED_SLOTS) return false;
+  // Whether at least `slots` packets have come back since payload had to wait for them.
+  #hasRoomAgain(slots: number): boolean {
+    if (!this.#full || this.#free.length < slots) return false;
     this.#full = false;
     return true;
   }
 
   #sleep(): void {
-    if (this.#hasRoomAgain()) return;
+    if (this.#hasRoomAgain(RESERVED_SLOTS + 1)) return;
     const short = this.#free.length <= RESERVED_SLOTS;
     const again = short && this.#tx.armInterrupts();
     if (this.#rx.armInterrupts() || again) return;

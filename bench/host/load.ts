@@ -98,7 +98,7 @@ class Load {
     connection.received = 0;
     const guest = this.#guest;
     // Where all packets are on their way, some come back first.
-    guest.until(() => guest.idlePackets > 0);
+    guest.awaitPacket();
     guest.write(connection, new Uint8Array(request.buffer));
   }
 

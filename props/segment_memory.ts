@@ -1,4 +1,5 @@
 import { Segments } from "../device/vsock/segments.ts";
+import { Chain } from "../ring/chain.ts";
 import { GuestMemory } from "../ring/memory.ts";
 import { Violation } from "./violation.ts";
 
@@ -20,21 +21,19 @@ export class SegmentMemory {
 
   /** Room for `bytes` in at most so many pieces, from either region in turns. */
   place(bytes: number, pieces: number): Segments {
-    const segments = new Segments(this.#memory);
+    const chain = new Chain(this.#memory);
     const each = Math.max(1, Math.ceil(bytes / pieces));
     // Apart by a byte at least.
     for (let left = bytes, n = 0; left > 0; n++) {
       const length = Math.min(each, left);
-      segments.region[n] = n % 2;
-      segments.offset[n] = 1 + (each + 1) * (n >>> 1);
-      segments.length[n] = length;
-      segments.count = n + 1;
-      const { bytes: region } = this.#memory.regions[n % 2]!;
-      const offset = segments.offset[n]!;
+      const { guestAddress, bytes: region } = this.#memory.regions[n % 2]!;
+      const offset = 1 + (each + 1) * (n >>> 1);
+      chain.append(guestAddress + offset, length, true);
       region.fill(UNTOUCHED, offset - 1, offset + length + 1);
-      segments.bytes += length;
       left -= length;
     }
+    const segments = new Segments(this.#memory);
+    segments.add(chain, 0, chain.count, 0, bytes);
     return segments;
   }
 

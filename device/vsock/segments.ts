@@ -12,8 +12,8 @@ const WORD_LOOP_BYTES = 256;
 
 /**
  * Pieces of guest memory for one gathering write or scattering read: columns like a chain's, made
- * of parts of several chains. A host side takes views or raw addresses of them, so that no
- * payload byte is copied on the way.
+ * of parts of several chains, filled by {@link Segments.add}. A host side takes views or raw addresses of them,
+ * so that no payload byte is copied on the way. The columns are others once the list has grown.
  */
 export class Segments {
   /** Segments in use. */

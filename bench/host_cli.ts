@@ -22,6 +22,7 @@ import {
   QUICK,
   type Round,
 } from "./host/cases.ts";
+import { buildFloor, FLOORS, measureFloors } from "./host/floor.ts";
 import { GUEST_PORT, PROGRAM_PORT } from "./host/load.ts";
 import { fromFileUrl } from "./paths.ts";
 import { median, table } from "./stats.ts";
@@ -34,17 +35,19 @@ type Options = {
   check: boolean;
   quick: boolean;
   shares: boolean;
+  floor: boolean;
   peer: string | null;
   json: string | null;
 };
 
 const USAGE =
-  `Usage: deno task bench:host [--rounds N] [--filter TEXT] [--quick] [--shares] [--peer PATH | --no-peer] [--json PATH] [--check]
+  `Usage: deno task bench:host [--rounds N] [--filter TEXT] [--quick] [--shares] [--floor] [--peer PATH | --no-peer] [--json PATH] [--check]
 
   --rounds N     rounds by turns [default: 9]
   --filter TEXT  only cases whose name has it
   --quick        one short round of few cases
   --shares       also what share of a core guest, device and host programs used in each case
+  --floor        also what the system's calls alone cost in some cases, by loops in C
   --peer PATH    a vhost-device-vsock that is there already; none is built then
   --no-peer      without vhost-device-vsock
   --json PATH    also write every figure of every round to a file
@@ -61,6 +64,7 @@ function parse(args: readonly string[]): Options {
     check: false,
     quick: false,
     shares: false,
+    floor: false,
     peer: null,
     json: null,
   };
@@ -73,6 +77,7 @@ function parse(args: readonly string[]): Options {
     if (name === "--check") options.check = true;
     else if (name === "--quick") options.quick = true;
     else if (name === "--shares") options.shares = true;
+    else if (name === "--floor") options.floor = true;
     else if (name === "--no-peer") options.peer = "";
     else if (["--rounds", "--filter", "--peer", "--json"].includes(name)) {
       const value = args[++i];
@@ -107,9 +112,8 @@ async function measure(
   let p50 = 0;
   let p99 = 0;
   if (request.kind === "accept") {
-    const window = Number(entry.name.match(/(\d+) at a time/)![1]);
     done = request.count;
-    const { ns, cpuNs } = await side.connectFromHost(GUEST_PORT, done, window);
+    const { ns, cpuNs } = await side.connectFromHost(GUEST_PORT, request);
     seconds = ns / 1e9;
     connecting = cpuNs / 1e9;
   } else {
@@ -290,8 +294,16 @@ export async function main(args: readonly string[]): Promise<number> {
     Deno.stderr.writeSync(new TextEncoder().encode(text));
     return 2;
   }
-  const { rounds: asked, filter, check, quick, shares, peer: given, json } =
-    options;
+  const {
+    rounds: asked,
+    filter,
+    check,
+    quick,
+    shares,
+    floor,
+    peer: given,
+    json,
+  } = options;
   const rounds = quick ? 1 : asked;
   const seconds = quick ? 0.02 : 0.25;
   const program = await buildProgram();
@@ -391,10 +403,39 @@ export async function main(args: readonly string[]): Promise<number> {
   }\n\n${notes.join("\n")}\n${own}${
     shares ? `\n${sharesTable(rows, sides.map(({ name }) => name))}\n` : ""
   }`);
+  if (floor) {
+    const loops = await buildFloor();
+    if ("missing" in loops) {
+      throw new Error(`the loops are C: ${loops.missing}`);
+    }
+    const floors = await measureFloors(loops.path, rounds);
+    print(`\n${floorTable(rows, floors, sides.map(({ name }) => name))}\n`);
+  }
   if (json !== null) {
     await Deno.writeTextFile(json, JSON.stringify(rows, null, 1) + "\n");
   }
   return check && missed > 0 ? 1 : 0;
+}
+
+/** What the system's calls alone cost beside what each side takes: medians. */
+function floorTable(
+  rows: readonly Row[],
+  floors: readonly (readonly number[])[],
+  sides: readonly string[],
+): string {
+  const seconds = (column: readonly number[] | undefined): string =>
+    column === undefined ? "-" : median(column).toFixed(2);
+  return table([
+    ["CPU, s/GiB", "calls alone, C", ...sides],
+    ...FLOORS.map(({ name }, i) => {
+      const values = rows.find((row) => row.name === `${name}: CPU`)?.values;
+      return [
+        name,
+        seconds(floors[i]),
+        ...sides.map((side) => seconds(values?.[side])),
+      ];
+    }),
+  ]);
 }
 
 /** What is asked of our own figures alone. */

@@ -1,4 +1,4 @@
-import { assert, assertEquals, assertGreater } from "@std/assert";
+import { assert, assertEquals, assertGreater, assertMatch } from "@std/assert";
 import { fromFileUrl } from "./paths.ts";
 
 const hasCompiler: boolean = await has("gcc");
@@ -22,7 +22,14 @@ Deno.test({
   async fn() {
     const json = await Deno.makeTempFile();
     const script = fromFileUrl(new URL("./host_cli.ts", import.meta.url));
-    const options = ["--quick", "--no-peer", "--shares", "--json", json];
+    const options = [
+      "--quick",
+      "--no-peer",
+      "--shares",
+      "--floor",
+      "--json",
+      json,
+    ];
     const { code, stdout, stderr } = await new Deno.Command(Deno.execPath(), {
       args: ["run", "-A", "--no-check", script, ...options],
       stdin: "null",
@@ -43,6 +50,10 @@ Deno.test({
       for (const [figure] of Object.values(values)) assertGreater(figure!, 0);
     }
     assert(table.includes("share of a core"));
+    assertMatch(
+      table,
+      /guest to host, 4 KiB, 1000 connections +[0-9]+\.[0-9]{2} +- +-/,
+    );
     const measured = rows.filter(({ shares }) => shares !== undefined);
     assertEquals(measured.length, 6, "cases with shares");
     for (const { name, shares } of measured) {

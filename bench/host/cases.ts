@@ -84,10 +84,7 @@ function connectCase(kind: "connect" | "accept", window: number): HostCase {
   const who = kind === "connect" ? "guest" : "host";
   return {
     name: `connects by the ${who}, ${window} at a time`,
-    request: (count) =>
-      kind === "connect"
-        ? { kind, count: Math.ceil(count), window }
-        : { kind, count: Math.ceil(count) },
+    request: (count) => ({ kind, count: Math.ceil(count), window }),
     first: 200,
     figures: [{
       name: `connects by the ${who}, ${window} at a time`,

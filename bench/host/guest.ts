@@ -330,10 +330,10 @@ export class LoadGuest {
     );
   }
 
-  /** Carries packets until `done()` says so. */
-  until(done: () => boolean): void {
+  /** Carries packets until `done()` says so; `look` is that of {@link LoadGuest.wait}. */
+  until(done: () => boolean, look = false): void {
     while (!done()) {
-      if (!this.poll()) this.wait(true);
+      if (!this.poll()) this.wait(look);
     }
     this.publish();
   }

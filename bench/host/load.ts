@@ -35,8 +35,8 @@ export type LoadRequest =
   | { kind: "round-trip"; size: number; count: number }
   /** The guest connects and closes `count` times, `window` at a time. */
   | { kind: "connect"; count: number; window: number }
-  /** Accepts until `count` connections of host programs are over. */
-  | { kind: "accept"; count: number }
+  /** Accepts until `count` connections of host programs are over, which come `window` at a time. */
+  | { kind: "accept"; count: number; window: number }
   /** Keeps that many connections open. */
   | { kind: "hold"; connections: number };
 
@@ -69,7 +69,7 @@ class Load {
       case "connect":
         return this.#connect(request.count, request.window);
       case "accept":
-        return this.#accept(request.count);
+        return this.#accept(request.count, request.window);
       case "hold":
         this.#hold(request.connections);
         return { ns: 1, bytes: 0 };
@@ -196,11 +196,11 @@ class Load {
     return { ns: (performance.now() - start) * 1e6, bytes: 0 };
   }
 
-  #accept(count: number): LoadResult {
+  #accept(count: number, window: number): LoadResult {
     const guest = this.#guest;
     guest.served = 0;
     const start = performance.now();
-    guest.until(() => guest.served >= count);
+    guest.until(() => guest.served >= count, window === 1);
     return { ns: (performance.now() - start) * 1e6, bytes: 0 };
   }
 }

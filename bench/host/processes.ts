@@ -204,10 +204,10 @@ export class Side {
   /** Host programs connect to the guest and close at once; nanoseconds of all, and of their processor time. */
   async connectFromHost(
     port: number,
-    count: number,
-    window: number,
+    request: LoadRequest & { kind: "accept" },
   ): Promise<{ ns: number; cpuNs: number }> {
-    const accepted = this.load({ kind: "accept", count });
+    const { count, window } = request;
+    const accepted = this.load(request);
     const output = await new Deno.Command(this.#programPath, {
       args: [
         "connect",

@@ -49,7 +49,7 @@ export const DEFAULT_MAX_CONNECTIONS = 2_048;
  */
 export const MAX_STRAY_RESETS = 256;
 
-/** Connections whose payload is gathered at a time; a list takes 16 KiB. */
+/** Connections whose payload is gathered at a time; a list takes 16 KiB at most. */
 const MAX_GATHERING = 64;
 
 /** First port of host programs that connect to a guest; the ones below are for listeners. */

@@ -204,10 +204,10 @@ export class SplitDevice implements BatchDeviceQueue {
     if (this.#waiting !== 0) return this.#popRestored(chain);
     const lastAvail = this.#lastAvailIdx;
     if (lastAvail === this.#availIdx && !this.#refill()) return false;
-    const head = this.#availRing[2 + (lastAvail & this.#mask)]!;
+    const head = this.#availRing[(2 + (lastAvail & this.#mask)) | 0]!;
     const limit = this.#limit;
     // A head beyond the table reads undefined here.
-    if (limit[head] !== FREE) this.#refuseHead(head);
+    if (!(limit[head]! < 0)) this.#refuseHead(head);
     this.#walk(chain, head);
     const writable = chain.writableBytes;
     limit[head] = writable;
@@ -660,16 +660,16 @@ export class SplitDevice implements BatchDeviceQueue {
   // reads the buffer anew.
   #walk(chain: Chain, head: number): number {
     const memory = this.#memory;
-    const size = this.size;
-    const region = this.#region;
-    const windowHigh = this.#windowHigh;
+    const size = this.size | 0;
+    const region = this.#region | 0;
+    const windowHigh = this.#windowHigh | 0;
     const windowStart = this.#windowStart | 0;
     const windowSize = this.#windowSize >>> 0;
     const windowOffset = this.#windowOffset;
     const regions = chain.region;
     const offsets = chain.offset;
     const lengths = chain.length;
-    const capacity = regions.length;
+    const capacity = regions.length | 0;
     let table = this.#table;
     let base = 0;
     let entries = size;
@@ -687,13 +687,13 @@ export class SplitDevice implements BatchDeviceQueue {
       const flags = table[at + 3]!;
       const into = ((low | 0) - windowStart) >>> 0;
       if (
-        high !== windowHigh || into >= windowSize ||
+        (high | 0) !== windowHigh || into >= windowSize ||
         ((length - 1) >>> 0) >= ((windowSize - into) >>> 0)
       ) {
         return this.#walkWithCare(chain, head);
       }
-      const offset = windowOffset === 0 ? into : into + windowOffset;
       if ((flags & F_INDIRECT) !== 0) {
+        const offset = into + windowOffset;
         if (
           slots !== 0 || count !== 0 || !this.#indirect ||
           (flags & F_NEXT) !== 0 || (length & 15) !== 0 ||
@@ -713,13 +713,13 @@ export class SplitDevice implements BatchDeviceQueue {
         writableBytes += length;
       } else {
         if (readable !== count) return this.#walkWithCare(chain, head);
-        readable++;
+        readable = (readable + 1) | 0;
         readableBytes += length;
       }
       regions[count] = region;
-      offsets[count] = offset;
+      offsets[count] = windowOffset === 0 ? into : into + windowOffset;
       lengths[count] = length;
-      count++;
+      count = (count + 1) | 0;
       if ((flags & F_NEXT) === 0) break;
       index = flags >>> 16;
       if (index >= entries || count === entries) {

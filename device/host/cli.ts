@@ -306,8 +306,11 @@ async function run(
     await device?.stop().catch(() => {});
     return failed(error);
   } finally {
-    Deno.removeSignalListener("SIGINT", onSignal);
-    Deno.removeSignalListener("SIGTERM", onSignal);
+    // Where one has come the process is about to end, and its repetition must not kill it on the way.
+    if (signalledAt < 0) {
+      Deno.removeSignalListener("SIGINT", onSignal);
+      Deno.removeSignalListener("SIGTERM", onSignal);
+    }
   }
 }
 

@@ -1,6 +1,7 @@
 import {
   assert,
   assertEquals,
+  assertInstanceOf,
   assertStringIncludes,
   assertThrows,
 } from "@std/assert";
@@ -332,6 +333,30 @@ Deno.test("The device's command line ends in order when one signal comes twice, 
       child.kill("SIGINT");
       assertEquals(await finish(child), 0);
       assertEquals([...Deno.readDirSync(dir)].length, 0);
+    });
+  }
+});
+
+Deno.test("The device's command line ends in order when signals come until its end", async () => {
+  // One in eight found nobody to take it, between the end of the device and that of the process.
+  for (let i = 0; i < 6; i++) {
+    await inTempDir(async (dir) => {
+      const { child } = await start(dir);
+      const code = finish(child);
+      let ended = false;
+      const over = code.then(() => ended = true);
+      const begun = performance.now();
+      while (!ended && performance.now() - begun < 400) {
+        try {
+          for (let n = 0; n < 20; n++) child.kill("SIGINT");
+        } catch (error) {
+          assertInstanceOf(error, TypeError); // It has ended.
+          break;
+        }
+        await new Promise((resolve) => setTimeout(resolve, 0));
+      }
+      await over;
+      assertEquals(await code, 0);
     });
   }
 });

@@ -10,7 +10,11 @@ import type {
   QueueState,
 } from "./queue.ts";
 import type { PackedQueueState, SplitQueueState } from "./state.ts";
-import { VIRTQ_DESC_F_AVAIL, VIRTQ_DESC_F_USED } from "./virtio_ring.ts";
+import {
+  VIRTQ_DESC_F_AVAIL,
+  VIRTQ_DESC_F_NEXT,
+  VIRTQ_DESC_F_USED,
+} from "./virtio_ring.ts";
 
 /**
  * How a state tells of the buffers that were fetched and not used.
@@ -65,7 +69,7 @@ export function saveQueue(
  * `state` is what a queue in that ring has saved. Split: the entries of the available ring between the used and
  * the available index stay until they are used, and are the buffers in flight when nothing overtook
  * them. Packed: a used descriptor is written over the first slots in flight, so all of them must still be
- * available, have the id in the last one, and say what was fetched.
+ * available, go on as far as they did, have the id in the last one, and say what was fetched.
  *
  * The ring is the driver's memory. What a driver changes in it meanwhile changes what is fetched again, as
  * it would with any buffer; it cannot make a buffer that was used come back.
@@ -114,6 +118,8 @@ function rewindPacked(
       const avail = (flags & VIRTQ_DESC_F_AVAIL) !== 0 ? 1 : 0;
       const used = (flags & VIRTQ_DESC_F_USED) !== 0 ? 1 : 0;
       if (avail !== wrap || used === wrap) return null;
+      const more = (flags & VIRTQ_DESC_F_NEXT) !== 0;
+      if (more !== (i < slots - 1)) return null;
       if (i === slots - 1 && u16[slot * 8 + 6] !== id) return null;
       table.set(u32.subarray(slot * 4, slot * 4 + 4), i * 4);
       if (++slot === size) {
@@ -121,7 +127,7 @@ function rewindPacked(
         wrap ^= 1;
       }
     }
-    // Slots can look available again after a repair though a used length was written there.
+    // Slots can look available again after a repair though a used descriptor was written there.
     if (!sameDescriptors(descriptors, walker.resolve(table))) return null;
   }
   return {

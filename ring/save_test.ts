@@ -300,6 +300,21 @@ Deno.test("rewindInFlight() refuses slots that look available but do not say wha
   assertEquals(rewindInFlight(pair.memory, pair.config, state), null);
 });
 
+Deno.test("rewindInFlight() refuses a packed chain that no longer goes on where it did", () => {
+  const pair = new TestPair("packed", 8);
+  offer(pair, 1, 3);
+  assert(pair.pop() >= 0);
+  const state = pair.device.save();
+  // As a used descriptor leaves it that has the length of the segment and was never published.
+  for (let slot = 0; slot < 3; slot++) {
+    const at = PAIR_RING + slot * 16 + 14;
+    assert(rewindInFlight(pair.memory, pair.config, state) !== null);
+    pair.bytes[at]! ^= 1;
+    assertEquals(rewindInFlight(pair.memory, pair.config, state), null);
+    pair.bytes[at]! ^= 1;
+  }
+});
+
 Deno.test("A restored queue refuses a state that breaks a rule, and names the rule", () => {
   const one = (id: number, slots = 1) => ({
     id,

@@ -308,12 +308,19 @@ Deno.test("The device's command line writes a newline to --ready-fd once its soc
   });
 });
 
-Deno.test("The device's command line refuses a --ready-fd that is not open, or cannot be written", async () => {
+Deno.test("The device's command line refuses a --ready-fd that is not open, is the runtime's own, or cannot be written", async () => {
   await inTempDir(async (dir) => {
     const args = [`--socket=${dir}/s`, `--uds-path=${dir}/u`];
     const closed = await run([...args, "--ready-fd", "1000"]);
     assertEquals([closed.code, closed.stdout], [EXIT_USAGE, ""]);
     assertStringIncludes(closed.stderr, "descriptor 1000: it is not open");
+    // The first descriptor that the runtime opens for itself, where nobody else has taken it.
+    const own = await withFd3("<&-", "sh", args).output();
+    assertEquals(own.code, EXIT_USAGE);
+    assertStringIncludes(
+      new TextDecoder().decode(own.stderr),
+      "descriptor 3: it is not open",
+    );
     const shell = await withFd3("</dev/null", "sh", args).output();
     assertEquals(shell.code, 1);
     assertStringIncludes(

@@ -3,18 +3,22 @@ import { errno, fixedBytes, libc } from "./ffi.ts";
 import { closeFd } from "./socket.ts";
 
 const F_GETFD = 1;
+const FD_CLOEXEC = 1;
 
 /**
  * Checks that whoever started this process has left descriptor `fd` open for it.
  *
- * @throws {RangeError} when it is not open.
+ * @throws {RangeError} when it is not open, or this process has opened it itself.
  */
 export function checkReadyFd(fd: number): void {
-  if (libc().fcntl(fd, F_GETFD, 0) >= 0) return;
-  if (errno() !== EBADF) check(-1, `use descriptor ${fd}`);
-  throw new RangeError(
-    `Cannot tell of readiness by descriptor ${fd}: it is not open`,
-  );
+  const flags = libc().fcntl(fd, F_GETFD, 0);
+  if (flags < 0 && errno() !== EBADF) check(-1, `use descriptor ${fd}`);
+  // What is left open by exec() does not have this flag; all that the runtime opens for itself has it.
+  if (flags < 0 || (flags & FD_CLOEXEC) !== 0) {
+    throw new RangeError(
+      `Cannot tell of readiness by descriptor ${fd}: it is not open for this process`,
+    );
+  }
 }
 
 /**

@@ -36,3 +36,21 @@ Deno.test("examples/oracle/front_end.ts tells which scenario fails, and drives s
   assert(first !== undefined);
   assertStringIncludes(first.wrong[0]!, "the connection ends by refused");
 });
+
+Deno.test("examples/oracle/front_end.ts tells what was wrong when the back-end is gone in the middle", async () => {
+  const folder = await Deno.makeTempDir();
+  const socketPath = `${folder}/vhost`;
+  const device = await startDevice({ socketPath, udsPath: `${folder}/vsock` });
+  // A host program is taken here, and hears nothing: the device ends then.
+  const udsPath = `${folder}/deaf`;
+  const deaf = Deno.listen({ transport: "unix", path: udsPath });
+  const taken = deaf.accept();
+  const ended = taken.then(() => device.stop());
+  const results = await judgeBackEnd({ socketPath, udsPath, patienceMs: 1500 });
+  await ended;
+  assertEquals(results.map(({ ring }) => ring), Array(5).fill("split"));
+  assertStringIncludes(results[4]!.wrong[0]!, "a REQUEST does not come");
+  (await taken).close();
+  deaf.close();
+  await Deno.remove(folder, { recursive: true });
+});

@@ -256,12 +256,13 @@ export class BufferList {
    * @throws {RangeError} when there is no such segment.
    */
   setLength(index: number, length: number): void {
-    if (!(index >= 0 && index < this.count)) {
+    // Undefined for what is no index at all.
+    const before = this.length[index];
+    if (before === undefined || index >= this.count) {
       throw new RangeError(
         `Cannot change segment ${index}: there are ${this.count}`,
       );
     }
-    const before = this.length[index]!;
     this.length[index] = length;
     const after = this.length[index]!;
     this.words[index * 4 + 2] = after;

@@ -32,8 +32,11 @@ Deno.test("BufferList.setLength() changes one segment, its descriptor and the su
   const same = new BufferList(3).addReadable(0, 44).addReadable(64, 0xffffffff);
   same.addWritable(256, 7);
   assertEquals(list, same);
-  assertThrows(() => list.setLength(3, 1), RangeError, "there are 3");
-  assertThrows(() => list.setLength(-1, 1), RangeError, "there are 3");
+  for (const index of [3, -1, 0.5, NaN]) {
+    assertThrows(() => list.setLength(index, 1), RangeError, "there are 3");
+  }
+  list.clear().addReadable(0, 44);
+  assertThrows(() => list.setLength(1, 1), RangeError, "there are 1");
 });
 
 Deno.test("BufferList.addReadable() refuses a segment behind a writable one", () => {

@@ -49,6 +49,21 @@ Deno.test("Segments.add() stops where the chain or the list ends", () => {
   assertEquals(segments.count, MAX_SEGMENTS);
 });
 
+Deno.test("Segments.add() keeps what it has when the list grows", () => {
+  const { guest, chain } = setup(new Array<number>(65).fill(7));
+  guest.regions[1]!.bytes.reverse();
+  const segments = new Segments(guest);
+  // By twos: a list that is not full, and one that is, go on as well.
+  for (let i = 0; i < chain.count; i += 2) {
+    const to = Math.min(i + 2, chain.count);
+    assertEquals(segments.add(chain, i, to, 0, 14), 7 * (to - i));
+  }
+  assertEquals(segments.count, 65);
+  const copy = new Uint8Array(chain.readableBytes);
+  segments.copyTo(copy);
+  assertEquals(copy, all(chain));
+});
+
 Deno.test("Segments.copyTo() and copyFrom() skip, and meet in the middle of segments", () => {
   const { guest, chain } = setup([10, 1, 100, 5]);
   const segments = new Segments(guest);

@@ -8,6 +8,16 @@
 export class Stopped extends Error {}
 
 const ARRAYS = ["Uint8Array", "Uint16Array", "Uint32Array"] as const;
+/** What stores and returns what stood there. */
+const EXCHANGES = [
+  "add",
+  "and",
+  "compareExchange",
+  "exchange",
+  "or",
+  "sub",
+  "xor",
+] as const;
 /** As it is outside of `during()`. */
 const RealDataView = DataView;
 type Global = Record<string, unknown>;
@@ -56,6 +66,16 @@ export class StoreWatch {
     }
     const { load, store } = Atomics;
     const atomics = Atomics as unknown as Global;
+    const exchanges = EXCHANGES.map((name) => atomics[name]);
+    for (const [i, name] of EXCHANGES.entries()) {
+      const exchange = exchanges[i] as (...args: unknown[]) => unknown;
+      atomics[name] = (array: Uint16Array, ...rest: unknown[]) => {
+        const real = this.#real.get(array);
+        const before = exchange(real ?? array, ...rest);
+        if (real !== undefined) this.#stored();
+        return before;
+      };
+    }
     atomics.load = (array: Uint16Array, index: number) => {
       const real = this.#real.get(array);
       if (real === undefined) return load(array, index);
@@ -74,6 +94,7 @@ export class StoreWatch {
       for (const [i, name] of names.entries()) world[name] = saved[i];
       atomics.load = load;
       atomics.store = store;
+      for (const [i, name] of EXCHANGES.entries()) atomics[name] = exchanges[i];
     }
   }
 

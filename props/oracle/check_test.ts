@@ -220,6 +220,45 @@ Deno.test("checkDevice() leaves the classes of views alone where the order of st
   assertEquals(checkDevice(make, options)?.invariant, "no-fault");
 });
 
+Deno.test("checkDriver() sees whether an index that is stored by any of Atomics comes last", () => {
+  // It stores the index once more: behind the entries, or for a moment before one.
+  class Exchanging extends OwnDriver {
+    readonly #avail: Uint16Array;
+    readonly #first: boolean;
+    #added = 0;
+    #index = 0;
+    constructor(memory: GuestMemory, config: QueueConfig, first: boolean) {
+      super("split", memory, config);
+      const { buffer, byteOffset } = memory.bytes(config.driverArea, 4);
+      this.#avail = new Uint16Array(buffer, byteOffset, 2);
+      this.#first = first;
+    }
+    override add(segments: readonly Segment[]): number {
+      // Ringside's stores the entry here, so that this comes before it.
+      if (this.#first) Atomics.add(this.#avail, 1, 1);
+      const token = super.add(segments);
+      if (this.#first) Atomics.sub(this.#avail, 1, 1);
+      if (token >= 0) this.#added++;
+      return token;
+    }
+    override publish(): void {
+      super.publish();
+      this.#index = (this.#index + this.#added) & 0xffff;
+      this.#added = 0;
+      const before = Atomics.exchange(this.#avail, 1, this.#index);
+      if (before !== this.#index) throw new Error("the index is another one");
+    }
+  }
+  const options = { format: "split", seed: SEED, runs: 100 } as const;
+  const judge = (first: boolean) =>
+    checkDriver(
+      (memory, config) => new Exchanging(memory, config, first),
+      options,
+    );
+  assertEquals(judge(false), null);
+  assertEquals(judge(true)?.invariant, "store-order");
+});
+
 Deno.test("checkDevice() names the rule, and takes the script of a finding again", () => {
   const lying = (memory: GuestMemory, config: QueueConfig) => {
     const device = new OwnDevice("split", memory, config);

@@ -99,7 +99,8 @@ function bufferOf(
 
 /**
  * Makes sides whose stores are watched: what one of their indices announces must not change until the end of the
- * call in which it was stored. Sees stores by `DataView`, typed arrays and `Atomics`, of views that the side has made.
+ * call in which it was stored. Sees stores by index to unsigned arrays of up to 32 bits, by the setters of a `DataView`
+ * and by `Atomics`, of views that the side has made by `new`.
  */
 export function inStoreOrder<Side extends object>(
   which: "driver" | "device",

@@ -46,11 +46,20 @@ Deno.test("examples/oracle/front_end.ts tells what was wrong when the back-end i
   const deaf = Deno.listen({ transport: "unix", path: udsPath });
   const taken = deaf.accept();
   const ended = taken.then(() => device.stop());
-  const results = await judgeBackEnd({ socketPath, udsPath, patienceMs: 1500 });
-  await ended;
-  assertEquals(results.map(({ ring }) => ring), Array(5).fill("split"));
-  assertStringIncludes(results[4]!.wrong[0]!, "a REQUEST does not come");
-  (await taken).close();
-  deaf.close();
-  await Deno.remove(folder, { recursive: true });
+  try {
+    const results = await judgeBackEnd({
+      socketPath,
+      udsPath,
+      patienceMs: 1500,
+    });
+    // Nobody has come where this fails.
+    deaf.close();
+    await ended;
+    assertEquals(results.map(({ ring }) => ring), Array(5).fill("split"));
+    assertStringIncludes(results[4]!.wrong[0]!, "a REQUEST does not come");
+    (await taken).close();
+  } finally {
+    await device.stop();
+    await Deno.remove(folder, { recursive: true });
+  }
 });

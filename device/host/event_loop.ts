@@ -294,10 +294,11 @@ export class EventLoop {
     const start = this.now();
     let count = 0;
     if (poll.window > 0) {
-      const end = start + poll.window;
+      const end = start + Math.min(poll.window, timeout);
       do count = this.#look(0); while (count === 0 && this.now() < end);
+      timeout -= Math.floor(this.now() - start);
     }
-    if (count === 0) count = this.#look(timeout);
+    if (count === 0) count = this.#look(Math.max(0, timeout));
     poll.woke(this.#sidesOf(count), this.now() - start);
     return count;
   }

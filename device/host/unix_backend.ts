@@ -6,8 +6,8 @@
  * |---|---|
  * | host program to guest port P | to `UDS`, sends `CONNECT P\n`, reads `OK <host port>\n` once the guest has accepted; then bytes flow |
  * | guest to host port P | the device connects to `UDS_P`, where the host program listens |
-| host program to guest port P, by a seqpacket socket | to `UDS.seqpacket`, a SOCK_SEQPACKET socket; both lines are messages |
-| guest to host port P, by a seqpacket socket | the same `UDS_P`, where a SOCK_SEQPACKET socket listens |
+ * | host program to guest port P, by a seqpacket socket | to `UDS.seqpacket`, a SOCK_SEQPACKET socket; both lines are messages |
+ * | guest to host port P, by a seqpacket socket | the same `UDS_P`, where a SOCK_SEQPACKET socket listens |
  *
  * A host program that the guest does not accept, or that does not keep to this, reads end of file.
  *

@@ -150,21 +150,16 @@ export class HostileMemory {
     for (const [i, view] of this.#views.entries()) this.#copies[i]!.set(view);
   }
 
-  /** What was written to `length` bytes at guest address `address` is in order. */
-  allow(address: number, length: number): void {
-    const region = this.#index(address);
-    if (region < 0) return;
-    this.allowIn(
-      region,
-      address - HOSTILE_REGIONS[region]!.guestAddress,
-      length,
+  /**
+   * What was written to `length` bytes of a region is in order, `offset` bytes from its beginning. A region is
+   * given by a view of it: a front-end may give it another guest address, so that a device counts regions differently.
+   */
+  allow(region: Uint8Array, offset: number, length: number): void {
+    const index = this.#views.findIndex((view) =>
+      view.buffer === region.buffer && view.byteOffset === region.byteOffset
     );
-  }
-
-  /** The same by region and offset. */
-  allowIn(region: number, offset: number, length: number): void {
-    const bytes = this.#views[region]!.subarray(offset, offset + length);
-    this.#copies[region]!.set(bytes, offset);
+    const bytes = this.#views[index]!.subarray(offset, offset + length);
+    this.#copies[index]!.set(bytes, offset);
   }
 
   /** Guest address of the first byte that changed and was not allowed, or null. */

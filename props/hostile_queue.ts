@@ -8,8 +8,8 @@ import type { Chain } from "../ring/chain.ts";
 import { PassingQueue } from "../ring/passing_queue.ts";
 import type { DeviceQueue } from "../ring/queue.ts";
 
-/** A writable segment. */
-type Segment = { region: number; offset: number; length: number };
+/** A writable segment: a view of its region, and where it lies there. */
+type Segment = { bytes: Uint8Array; offset: number; length: number };
 
 /** What the queues of a device were asked for since the last `begin()`. */
 export class QueueWatch {
@@ -50,7 +50,8 @@ export class QueueWatch {
           `a segment of ${length} bytes at ${offset} of a region of ${size}`,
         );
       }
-      if (i >= chain.readable) segments.push({ region, offset, length });
+      const { bytes } = chain.memory.regions[region]!;
+      if (i >= chain.readable) segments.push({ bytes, offset, length });
     }
     let buffers = this.#live.get(queue);
     if (buffers === undefined) this.#live.set(queue, buffers = new Map());

@@ -164,6 +164,8 @@ export class HostileRig {
   #kicked: number[] = [];
   #now = 0;
   #checkWrites = false;
+  /** What the front-end has given the device last, where its addresses count. */
+  #deviceMemory: GuestMemory = new GuestMemory([]);
 
   // The healthy connection, with how many bytes were sent and received in each direction.
   #guest: GuestConnection | null = null;
@@ -190,8 +192,10 @@ export class HostileRig {
     });
     this.vsock.attach(this.virtio);
     const setMemory = this.virtio.setMemory.bind(this.virtio);
-    this.virtio.setMemory = (memory) =>
+    this.virtio.setMemory = (memory) => {
       setMemory(new CountingMemory(memory, this.#count));
+      this.#deviceMemory = memory;
+    };
     this.#host.attach({
       connect: (port, answer) => this.vsock.connect(port, answer),
       process: () => this.#process(),
@@ -509,15 +513,20 @@ export class HostileRig {
   #checkWritten(): void {
     const { memory } = this;
     const packed = this.#options.ring === "packed";
+    const allow = (address: number, length: number): void => {
+      const own = this.#deviceMemory;
+      const region = own.regions[own.locate(address)];
+      if (region) memory.allow(region.bytes, own.foundOffset, length);
+    };
     for (const index of this.configs.keys()) {
       // Where the front-end has put the ring last.
       const setup = this.virtio.queueSetup(index);
       const { size, descriptorArea, deviceArea } = setup;
-      memory.allow(deviceArea, packed ? 4 : 6 + 8 * size);
-      if (packed) memory.allow(descriptorArea, 16 * size);
+      allow(deviceArea, packed ? 4 : 6 + 8 * size);
+      if (packed) allow(descriptorArea, 16 * size);
     }
-    for (const { region, offset, length } of this.#watch.writable) {
-      memory.allowIn(region, offset, length);
+    for (const { bytes, offset, length } of this.#watch.writable) {
+      memory.allow(bytes, offset, length);
     }
     const at = memory.firstForbidden();
     if (at !== null) {

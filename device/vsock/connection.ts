@@ -736,6 +736,8 @@ export class Connection implements MessageEvents {
     } else if (this.#state === "open") {
       this.#wantShutdown |= VIRTIO_VSOCK_SHUTDOWN_RCV;
       this.#owner.schedule(this);
+      // Where the guest has ended before, nothing is left to be written first.
+      this.#endHostWriteWhenWritten();
     }
   }
 

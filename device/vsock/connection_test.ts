@@ -154,3 +154,22 @@ test("Connection that a host program gives up before the guest is asked leaves n
     82,
   ]]);
 });
+
+test("Connection ends a host program's input also where it breaks with the guest's last bytes waiting", (start) => {
+  const guest = start();
+  guest.post();
+  const stream = guest.connect();
+  stream.room = 1;
+  guest.send({}, [1, 2, 3]);
+  guest.send({ op: SHUTDOWN, flags: 2 });
+  guest.run();
+  assertEquals(stream.calls, [], "two bytes wait");
+  stream.broken = true;
+  stream.events!.hostWritable();
+  assertEquals(stream.calls, ["shutdownWrite"]);
+  const [connection] = guest.vsock.save().connections;
+  assertEquals(
+    [connection!.discard, connection!.hostWriteEnded, connection!.buffered],
+    [true, true, ""],
+  );
+});

@@ -105,10 +105,11 @@ with open(os.path.dirname(sys.argv[0]) + "/config") as file:
             modules = value.strip("'").split()
 driver = "vmw_vsock_virtio_transport"
 path = next(path for path in modules if path.endswith("/" + driver + ".ko"))
-# Sockets that were closed hold it until the device has answered.
-for _ in range(60):
-    if subprocess.run([busybox, "rmmod", driver], stderr=subprocess.DEVNULL).returncode == 0:
-        break
+# Sockets that were closed hold it until the device has answered, or for the 8 s that Linux waits for that.
+end = time.monotonic() + 20
+while subprocess.run([busybox, "rmmod", driver], stderr=subprocess.DEVNULL).returncode != 0:
+    if time.monotonic() > end:
+        raise Exception("the driver is in use for 20 s")
     time.sleep(0.05)
 subprocess.run([busybox, "insmod", path], check=True)
 `;
